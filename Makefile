@@ -32,8 +32,8 @@ browser: .venv/installed ## the search page in Chromium, which has to be install
 
 faults: .venv/installed ## faults of disk and store, kills, random sequences, damages: five minutes
 	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8
-	$(BIN)/python -m embedding_pipelines_tests.faults.store_sweep 14
-	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 60
+	$(BIN)/python -m embedding_pipelines_tests.faults.store_sweep 10
+	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 40
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40 --flips
 	$(BIN)/python -m embedding_pipelines_tests.faults.fuzz 500

@@ -16,7 +16,7 @@ from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError
 from embedding_pipelines.objects import Bucket
 from embedding_pipelines.releases import live_release, read_releases, rollback
-from embedding_pipelines.remote import Remote, is_current, refresh
+from embedding_pipelines.remote import Remote, Writer, is_current, refresh
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
@@ -245,6 +245,27 @@ def test_a_writer_whose_lease_was_taken_over_publishes_nothing(
     assert read_releases(Warehouse(one).pipeline("p")) == read_releases(
         Warehouse(two).pipeline("p")
     )
+
+
+def test_an_overtaken_run_goes_on_where_nobody_published_after_it(
+    one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever took the lease over died before it did anything with it."""
+    write_csv(one, "a.csv", EDITED)
+    work = ExitStack()
+    work.enter_context(at_work(one))
+    run_recorded(one, "p")
+    let_leases_end(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "begin", lambda _: stop_after(lambda: None))
+        patched.setattr(Lease, "_give_back", lambda _: None)
+        with pytest.raises(KeyboardInterrupt):
+            run_shared(two)
+    with pytest.raises(BusyError, match="was taken over"):
+        work.close()
+    assert run_shared(one) == []
+    assert len(live_rows(one, "p")) == len(EDITED)
+    assert set(top(two, "p", "text added", k=1)) == {"id-99"}
 
 
 def test_a_sleeper_that_had_looked_before_cannot_publish_either(

@@ -13,6 +13,7 @@ is printed with the point that repeats it (`--point`), and the exit status is 1.
 
 import argparse
 import contextlib
+import copy
 import http.client
 import multiprocessing
 import os
@@ -285,7 +286,6 @@ class StoreSweep:
     def prepare(self) -> None:
         store, scenario = self.store, self.scenario
         store.new()
-        shutil.rmtree(self.home, ignore_errors=True)
         self._machine(self.home)
         for number in range(scenario.releases):
             store.write_source(EDITS[number])
@@ -293,7 +293,6 @@ class StoreSweep:
         self.before = self._must(partial(self.look, self.home)).value
         if scenario.edits:
             store.write_source(EDITS[scenario.releases])
-        shutil.rmtree(self._built, ignore_errors=True)
         shutil.copytree(self.home, self._built)
         store.keep()
         self._start()
@@ -446,11 +445,10 @@ def sweep(
     import obstore  # noqa: F401
 
     with open_store(folder) as store:
-        requests = {}
-        for name in scenarios:
-            tool = StoreSweep(name, store, folder)
+        tools = {name: StoreSweep(name, copy.copy(store), folder / name) for name in scenarios}
+        for tool in tools.values():
             tool.prepare()
-            requests[name] = tool.requests
+        requests = {name: tool.requests for name, tool in tools.items()}
         print(f"requests: {requests}", flush=True)
         points = [
             Point(name, kind, at)
@@ -458,12 +456,8 @@ def sweep(
             for kind in kinds
             for at in range(1, number + 1)
         ]
-        last = ""
         for point in chosen(points, count, seed):
-            if point.scenario != last:
-                tool, last = StoreSweep(point.scenario, store, folder), point.scenario
-                tool.prepare()
-            yield point, tool.try_point(point)
+            yield point, tools[point.scenario].try_point(point)
 
 
 def one(text: str, folder: Path) -> Iterator[tuple[Point, list[str]]]:
