@@ -33,6 +33,7 @@ MAX_BYTES = 256 * 1024  # of a pipeline file
 MAX_DEPTH = 40
 MAX_VALUES = 20_000  # with what its aliases stand for
 MAX_DIGITS = 40
+MOST_PROBLEMS = 40  # that are told of one file
 LONGEST_PROBLEM = 800  # characters of a line that quotes a value
 LABEL = ("evaluation", "label")  # a column of the source, which may be wrong itself
 PLACEHOLDERS = {"source": {"kind": "csv", "path": "-"}, "model": {"kind": "hashing"}}
@@ -185,7 +186,10 @@ def _draft(text: str, name: str, where: str) -> Draft:
         spec.keep_variables(written)
     lines = [f"{where}:{line}: {restore(what, written)}" for line, what in sorted(problems)]
     lines = [line if line.endswith((".", "?")) else f"{line}." for line in map(_short, lines)]
-    return Draft(list(dict.fromkeys(lines)), spec, wrong, where, root)
+    lines = list(dict.fromkeys(lines))
+    if len(lines) > MOST_PROBLEMS:
+        lines = [*lines[:MOST_PROBLEMS], f"{where}: {len(lines) - MOST_PROBLEMS:,} mistakes more."]
+    return Draft(lines, spec, wrong, where, root)
 
 
 def _short(line: str) -> str:

@@ -5,7 +5,7 @@ each with what must be true.
 
 The source is edited (records and files come, change, go, are renamed and doubled), the pipeline file
 changed, and there are runs (some of which are killed or meet a fault of the disk), plans, rollbacks,
-forced releases, texts embedded anew, documents forgotten, and deletions. In every fifth tree two
+forced releases, texts embedded anew, documents forgotten or pushed by programs, and deletions. In every fifth tree two
 machines share a warehouse in a bucket, and now one, now the other acts.
 
 Sequences grow on trees: after the same beginning several acts are tried, each in a copy of the
@@ -32,10 +32,12 @@ from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import Silent
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.remote import refresh, writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.embeddings import RETRY, re_embed
 from embedding_pipelines.steps.release import release
@@ -80,6 +82,7 @@ ACTS = {
     "re-embed": 1,
     "delete": 1,
     "forget": 2,
+    "push": 3,
 }
 BRANCHES = 4  # acts that are tried after one beginning
 SHARED = 5  # one tree in so many has two machines
@@ -120,6 +123,8 @@ class World:
     options: dict[str, Any]
     seen: Seen = field(default_factory=lambda: Seen(None, None, {}, {}, []))
     forgotten: set[str] = field(default_factory=set)
+    # What programs have put in place of records, by id; None for what they have deleted.
+    pushed: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
 
     @classmethod
     def new(cls, folder: Path, is_shared: bool) -> "World":
@@ -148,14 +153,19 @@ class World:
                 uri = (self.folder / "bucket").as_uri()
                 (home / "warehouse.yaml").write_text(f"bucket: {uri}\n")
 
-    def write_home(self, home: Path, gone: set[str]) -> None:
-        """Pipeline and source, without the documents of some ids."""
+    def write_home(self, home: Path, gone: set[str], is_clean: bool = False) -> None:
+        """Pipeline and source, without the documents of some ids. `is_clean`: what was pushed is in
+        the source."""
+        pushed = [row for row in self.pushed.values() if row and row[0] not in gone]
+        gone = gone | self.pushed.keys() if is_clean else gone
         for name in FILES:
             rows = [
                 row
                 for key, row in self.rows.items()
                 if self.files.get(key, FILES[0]) == name and row[0] not in gone
             ]
+            if is_clean and name == FILES[0]:
+                rows += pushed
             if rows or name == FILES[0]:
                 write_csv(home, name, rows, "id,title,cat,tag")
             else:
@@ -231,6 +241,20 @@ def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callabl
         assert not receipt.left, receipt.left
         return one
 
+    def push() -> tuple[str, tuple[str, ...] | None] | None:
+        lease.LEASE_SECONDS = 0
+        one, kind = f"id-{dice.randrange(40)}", dice.choice(["put", "put", "delete"])
+        text = f"pushed word{dice.randrange(9)} number {dice.randrange(99)}."
+        row = (one, text, f"c{dice.randrange(3)}", "t")
+        if one in world.forgotten:
+            return None
+        with Pusher(find_pipeline("p", home), Warehouse(home)) as pusher:
+            if kind == "delete":
+                pusher.delete([one])
+                return one, None
+            pusher.put([dict(zip(("id", "title", "cat", "tag"), row, strict=True))])
+            return one, row
+
     def delete() -> None:
         lease.LEASE_SECONDS = 0
         delete_pipeline(home, "p", keep_file=True)
@@ -249,6 +273,7 @@ def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callabl
         "re-embed": partial(on_run, re_embed),
         "delete": delete,
         "forget": forget_one,
+        "push": push,
     }[name]
 
 
@@ -362,6 +387,9 @@ class Sequences:
             return [f"traceback ({fault}): {ended.traceback}{ended.output}"]
         if step.name == "forget" and ended.value:
             world.forgotten.add(ended.value)
+            world.pushed.pop(ended.value, None)
+        if step.name == "push" and ended.value:
+            world.pushed |= dict([ended.value])
         if step.name == "plan" and files != _stamps(warehouse):
             return ["a plan changed the warehouse"]
         looked = in_child(partial(see, world.reader), world.folder)
@@ -376,7 +404,8 @@ class Sequences:
         for number in now.rows.keys() & before.rows.keys():
             if now.rows[number] != before.rows[number] and step.name != "delete":
                 yield f"silently wrong: release {number} has other rows than it had"
-        if now.live == before.live and now.answers != before.answers and step.name != "delete":
+        may_change = step.name in ("delete", "push", "forget")  # what may answer otherwise at once
+        if now.live == before.live and now.answers != before.answers and not may_change:
             yield f"silently wrong: release {now.live} answers otherwise: {now.answers}"
         gone = {f"{name}#" for name in world.forgotten}
         for number, rows in now.rows.items():
@@ -417,11 +446,12 @@ class Sequences:
 
     def clean_build(self, world: World) -> Seen | None:
         """What a run from nothing gives; None if it is held back."""
-        key = repr((world.rows, world.files, world.options, sorted(world.forgotten)))
+        state = world.rows, world.files, world.options, sorted(world.forgotten), world.pushed
+        key = repr(state)
         if key not in self.clean:
             home = self.folder / "clean"
             shutil.rmtree(home, ignore_errors=True)
-            world.write_home(home, world.forgotten)
+            world.write_home(home, world.forgotten, is_clean=True)
             ended = in_child(lambda: (run(home), see(home))[1], home)
             assert not ended.traceback, ended.traceback
             if ended.sentence:

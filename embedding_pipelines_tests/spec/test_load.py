@@ -262,6 +262,7 @@ ODD = {
     "a date as text": ("description: 2024-01-01", "description: must be text; put it in quotes"),
     "a wrong tag": ("description: !mine x", "write a plain value"),
     "a long word": (f"store: {'x' * 9_000}", r"store\.kind: 'x{350,400} … x"),
+    "many mistakes": ("\n".join(f"x{n}: 1" for n in range(300)), r"p\.yaml: 260 mistakes more\."),
     "an alias of nothing": ("description: *x", "is not YAML: found undefined alias"),
 }  # fmt: skip
 
