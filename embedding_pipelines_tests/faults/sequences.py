@@ -5,8 +5,8 @@ each with what must be true.
 
 The source is edited (records and files come, change, go, are renamed and doubled), the pipeline file
 changed, and there are runs (some of which are killed or meet a fault of the disk), plans, rollbacks,
-forced releases, texts embedded anew, documents forgotten or pushed by programs, and deletions. In every fifth tree two
-machines share a warehouse in a bucket, and now one, now the other acts.
+forced releases, texts embedded anew, documents forgotten or pushed by programs, and deletions. In
+every fifth tree two machines share a warehouse in a bucket, and now one, now the other acts.
 
 Sequences grow on trees: after the same beginning several acts are tried, each in a copy of the
 homes, so that a beginning is played once. A run without a fault ends each. A sequence that fails is
