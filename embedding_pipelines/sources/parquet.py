@@ -45,8 +45,8 @@ class Parquet(FileSource):
 
                 def raw(at: int, batch: pa.RecordBatch = batch) -> bytes:
                     names, row = batch.schema.names, batch.slice(at, 1)
-                    shown = [shown(row.column(number)[0]) for number in range(len(names))]
-                    return json.dumps(dict(zip(names, shown, strict=True)), default=repr).encode()
+                    cells = [shown(row.column(number)[0]) for number in range(len(names))]
+                    return json.dumps(dict(zip(names, cells, strict=True)), default=repr).encode()
 
                 yield from documents(self, file, values, rows, raw, log, reasons=fine)
 
