@@ -47,7 +47,6 @@ STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none 
     TargetError: 503,
 }
 INTERNAL = "The server failed on this request. Its log says why; nothing was changed by it."
-MAX_BODY_BYTES = 32 << 20
 ERROR_STATUSES = {
     400: "What was sent is wrong",
     401: "No key, or a wrong one",
@@ -79,7 +78,6 @@ def create_app(server: Server) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         docs_url="/docs",
-        max_body_size=MAX_BODY_BYTES,
         redoc_url=None,
         responses={
             status: {"model": ErrorBody, "description": text}
@@ -127,7 +125,6 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     sentences = {
         404: f"There is no {request.url.path!r} here. /docs lists what there is.",
         405: f"{request.url.path!r} does not take {request.method}. /docs says what it takes.",
-        413: f"The body is too large: {MAX_BODY_BYTES >> 20} MB at most. Send it in parts.",
     }
     reply = error_reply(error.status_code, sentences.get(error.status_code, str(error.detail)))
     reply.headers.update(error.headers or {})

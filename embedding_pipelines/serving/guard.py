@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from embedding_pipelines.serving.server import Server
 
 BODY_SECONDS = 60.0  # in which a body has to come
+MAX_BODY_BYTES = 32 << 20
+TOO_LARGE = f"The body is too large: {MAX_BODY_BYTES >> 20} MB at most. Send it in parts."
 
 
 class Guard:
@@ -23,11 +25,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started, status, is_whole = time.perf_counter(), 500, False
+        size, declared = 0, dict(scope["headers"]).get(b"content-length", b"")
 
         async def receive_in_time() -> Message:
-            nonlocal is_whole
+            nonlocal is_whole, size
             if is_whole:
                 return await receive()
+            if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+                raise HTTPException(413, TOO_LARGE)
             left = BODY_SECONDS - (time.perf_counter() - started)
             try:
                 message = await asyncio.wait_for(receive(), left)
@@ -35,6 +40,9 @@ class Guard:
                 raise HTTPException(
                     408, f"The body did not come within {BODY_SECONDS:g} seconds. Send it faster."
                 ) from None
+            size += len(message.get("body", b""))
+            if size > MAX_BODY_BYTES:
+                raise HTTPException(413, TOO_LARGE)
             is_whole = not message.get("more_body", False)
             return message
 

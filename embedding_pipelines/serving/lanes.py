@@ -140,7 +140,7 @@ class Lanes:
         """
         if self._is_closed:
             raise Unavailable("The server is about to end. Send the request again, elsewhere.")
-        self._admit(lane, seconds_left)
+        self.admit(lane, seconds_left)
         job = Job(lane, kind, items, tokens, asyncio.get_running_loop().create_future())
         self._jobs[lane].append(job)
         self._queued[lane] += sum(tokens)
@@ -157,9 +157,11 @@ class Lanes:
             if not job.result.done():
                 job.result.set_exception(Unavailable("The server has ended. Send it elsewhere."))
 
-    def _admit(self, lane: Lane, seconds_left: float) -> None:
+    def admit(self, lane: Lane, seconds_left: float = math.inf) -> None:
+        """Raises TooManyRequests if what comes now would wait for too long; `compute` asks so, too,
+        but a request that will be refused need not be counted first."""
         wait = self.wait_seconds(lane)
-        if wait <= min(MAX_WAIT_SECONDS, seconds_left):
+        if wait <= min(MAX_WAIT_SECONDS, max(seconds_left, 0.0)):
             return
         self._metrics.count("refused_total", model=self._model, lane=lane)
         raise TooManyRequests(

@@ -189,6 +189,8 @@ class ServedModel(Worker):
         self.users += 1
         try:
             lanes = await self.load()
+            is_bulk = len(texts) > 1 and input_type == "document" and not is_awaited
+            lanes.admit("bulk" if is_bulk else "interactive", seconds_left)
             started, loop = time.perf_counter(), asyncio.get_running_loop()
             given = (texts, input_type, tidy, too_long, name)
             size = sum(map(len, texts))
