@@ -23,6 +23,7 @@ from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import re_embed
 from embedding_pipelines.storage import generations
 from embedding_pipelines.storage.lease import Lease
+from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.buckets import Exchange, Proxy, TestBucket
 from embedding_pipelines_tests.chain import (
@@ -430,6 +431,20 @@ def test_what_is_lost_here_is_fetched_again_and_not_lost_for_all(one: Path, two:
         pass
     assert top(two, "p", "text 3") == top(one, "p", "text 3")
     assert remote_of(one).newest() == 1
+
+
+def test_receipts_stay_where_a_server_writes_them(one: Path, two: Path) -> None:
+    run_shared(one)
+    receipts = Receipts(Warehouse(one).pipeline("p").folder)
+    receipts.add("tea", ["id-1"], release=1, mode="vector", k=1, keeps_text=True)
+    with at_work(one):
+        receipts.add("milk", ["id-2"], release=1, mode="vector", k=1, keeps_text=True)
+    write_csv(two, "a.csv", EDITED)
+    run_shared(two)
+    assert not (Warehouse(two).pipeline("p").folder / "receipts").exists()
+    refresh(Warehouse(one), "p", "search")
+    assert live_release(Warehouse(one).pipeline("p")).number == 2
+    assert [each.query for each in receipts.read()[0]] == ["tea", "milk"]
 
 
 def test_what_is_marked_to_be_embedded_again_is_published(one: Path, two: Path) -> None:
