@@ -5,9 +5,9 @@ from pathlib import Path
 import dagster as dg
 
 from embedding_pipelines.clean import clean
+from embedding_pipelines.orchestration.dead_runs import CLEANS as NAME  # which no pipeline can have
 from embedding_pipelines.orchestration.failures import readable_errors
 
-NAME = "_clean_warehouse"  # which no pipeline can have, whose jobs stand beside it
 WEEKLY = "30 3 * * 0"
 
 

@@ -13,8 +13,13 @@ from embedding_pipelines.orchestration.records import is_of_another_machine
 from embedding_pipelines.storage.warehouse import Warehouse
 
 SILENT_SECONDS = 300.0  # a run that lives takes its lock, or says something, sooner than that
-SILENT_ELSEWHERE_SECONDS = 86_400.0  # of a run on another machine, whose lock is not seen from here
+# Of a run whose lock is not seen from here: it is on another machine, or its job has none.
+SILENT_ELSEWHERE_SECONDS = 86_400.0
 OPTIMIZES = "__optimize"  # the end of the name of a job that has the lock of a pipeline's runs
+CLEANS, DEPLOYS = (
+    "_clean_warehouse",
+    "__deploy",
+)  # a job without a lock, and the end of others' names
 ENDED = "The process of this run was ended from outside; the next run goes on from it."
 
 
@@ -24,10 +29,10 @@ def end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> list[st
     A run that works holds the lock of its pipeline, and one that waits for the lock takes it as
     soon as it is free. So a run is dead if the locks of its pipelines stay free, and it has said
     nothing for a while. The locks of another machine, which shares the records, are not seen from
-    here: its runs are dead after a day of silence.
+    here: its runs are dead after a day of silence, and so are cleaning and deploying, which have none.
     """
     started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
-    silent = [run for run in instance.get_runs(started) if _is_silent(instance, run)]
+    silent = [run for run in instance.get_runs(started) if _is_silent(instance, run, warehouse)]
     if not any(_is_free(run, warehouse) for run in silent):
         return []
     time.sleep(1)  # for one that waits for a lock that has just come free
@@ -37,14 +42,25 @@ def end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> list[st
     return [run.run_id for run in dead]
 
 
-def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    patience = SILENT_ELSEWHERE_SECONDS if is_of_another_machine(run) else SILENT_SECONDS
+def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun, warehouse: Warehouse) -> bool:
+    is_unseen = is_of_another_machine(run) or _has_no_lock(run, warehouse)
+    patience = SILENT_ELSEWHERE_SECONDS if is_unseen else SILENT_SECONDS
     records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
     return all(time.time() - record.timestamp > patience for record in records)
 
 
+def _has_no_lock(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
+    """Whether a run is of a job of this project that holds no lock of a pipeline's runs."""
+    name = run.job_name.removesuffix(DEPLOYS)
+    is_deploy = name != run.job_name and warehouse.pipeline(name).folder.exists()
+    return run.job_name == CLEANS or is_deploy
+
+
 def _is_free(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
-    """Whether all pipelines of a run are in this warehouse, and no process is at work on any."""
+    """Whether all pipelines of a run are in this warehouse, and no process is at work on any; of a run
+    without a lock its silence tells."""
+    if _has_no_lock(run, warehouse):
+        return True
     keys = run.asset_selection or ()
     names = {key.path[0] for key in keys} or {run.job_name.removesuffix(OPTIMIZES)}
     for name in names:
