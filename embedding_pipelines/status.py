@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_pipelines.activity import last_activity
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.deployments import read_deployments
 from embedding_pipelines.errors import (
+    CompressionError,
     ConfigError,
     EmbeddingPipelinesError,
     StoreError,
@@ -368,6 +370,10 @@ def _lag(
     table = live.spec.store.table(run.warehouse.tables, live.table)
     if words := table.damage(live.version, SAMPLE_BYTES):
         return f"{words}; the next run mends it"
+    try:
+        CodecChain.load(run.folder.codecs / live.codec)
+    except CompressionError as error:
+        return str(error)
     try:
         if not is_current(run.warehouse, run.spec.name):
             return "bucket and this machine differ; the next run here brings them together"

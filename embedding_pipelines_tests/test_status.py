@@ -68,6 +68,14 @@ def test_up_to_date_is_said_only_of_what_is(home: Path) -> None:
     shard.rename(shard.with_suffix(".away"))
     assert "'embeddings' has not taken it in" in why()
     shard.with_suffix(".away").rename(shard)
+    codec = folder.codecs / live_release(folder).codec
+    content = codec.read_bytes()
+    for damaged in (content[:-1], b""):
+        codec.write_bytes(damaged)
+        assert f"{codec}: " in why()
+    codec.unlink()
+    assert f"{codec}: the codec cannot be read" in why()
+    codec.write_bytes(content)
     table = folder.tables / f"{live_release(folder).table}.lance"
     data = next(table.glob("data/*.lance"))
     content = data.read_bytes()
