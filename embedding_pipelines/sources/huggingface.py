@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 CONVERTED = "refs/convert/parquet"  # the branch with the hub's own Parquet of each dataset
 HUB_NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 DAMAGE = "not a whole file of a dataset"
+
+
+@dataclass(frozen=True)
+class HubFile(SourceFile):
+    """A file of the hub as it was listed, which is fetched when it is read; `path` is its place in
+    the dataset."""
+
+    commit: str
 
 
 class HuggingFace(Source):
@@ -55,8 +64,8 @@ class HuggingFace(Source):
 
     def files(self, home: Path) -> list[Input]:
         """The files of the split, by name. Those of a folder have the dataset's fingerprint and their
-        size and times for a stamp, those of the hub the digest of their content; they are fetched
-        into the hub's own cache, where they are not yet.
+        size and times for a stamp, those of the hub the digest of their content; only `read` fetches
+        these, into the hub's own cache, where they are not yet.
 
         Raises SourceError if there is no such dataset, configuration or split, or if the hub does
         not answer.
@@ -72,7 +81,10 @@ class HuggingFace(Source):
         return self._of_hub()
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
-        """See Source.read. Raises SourceError for a damaged file or a column that is no text."""
+        """See Source.read. Raises SourceError for a damaged file or a column that is no text, or if
+        the hub does not give a file."""
+        if isinstance(file, HubFile):
+            file = self._fetch(file)
         with explain_errors(file, DAMAGE), contextlib.ExitStack() as stack:
             schema, batches = _open(file, stack)
             empty = schema.empty_table()
@@ -112,9 +124,15 @@ class HuggingFace(Source):
                 f"{self.dataset}: the folder has no state.json, so `Dataset.save_to_disk` did not "
                 "write it. Of Parquet, JSON or CSV files name the folder in a source of their kind."
             )
+        try:
+            names = [Path(entry["filename"]).name for entry in state["_data_files"]]
+            fingerprint = str(state["_fingerprint"])
+        except (KeyError, TypeError):
+            raise SourceError(
+                f"{folder / 'state.json'}: names no files of a dataset. Save the dataset again."
+            ) from None
         parts: list[Input] = []
-        for entry in state["_data_files"]:
-            path = folder / Path(entry["filename"]).name
+        for path in (folder / name for name in names):
             try:
                 status = path.stat()
             except OSError as error:
@@ -123,25 +141,31 @@ class HuggingFace(Source):
                     "names it. Save the dataset again."
                 ) from error
             times = (status.st_mtime_ns, status.st_ctime_ns)
-            stamp = (status.st_size, *times, str(state["_fingerprint"]))
+            stamp = (status.st_size, *times, fingerprint)
             name = f"{self.dataset.rstrip('/')}/{path.relative_to(folder.parent).as_posix()}"
             parts.append(SourceFile(name, status.st_size, stamp, path))
         return sorted(parts, key=lambda part: part.name)
 
     def _of_hub(self) -> list[Input]:
-        import httpx2
-
         hub = need("huggingface_hub", "huggingface")
-        try:
+        with self._explained():
             commit = hub.HfApi().dataset_info(self.dataset, revision=self.revision).sha
             tree = hub.HfApi().list_repo_tree(
                 self.dataset, recursive=True, revision=commit, repo_type="dataset"
             )
             entries = sorted((each for each in tree if hasattr(each, "size")), key=lambda e: e.path)
-            wanted = [each for each in entries if self._is_wanted(each.path)]
-            if not wanted:
-                raise self._nothing([each.path for each in entries])
-            return [self._fetch(each, commit) for each in wanted]
+        wanted = [each for each in entries if self._is_wanted(each.path)]
+        if not wanted:
+            raise self._nothing([each.path for each in entries])
+        return [self._listed(each, commit) for each in wanted]
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the hub as a SourceError."""
+        import httpx2
+
+        try:
+            yield
         except need("huggingface_hub.errors", "huggingface").HFValidationError as error:
             raise SourceError(f"source.dataset {self.dataset!r}: {error} Correct it.") from None
         except (OSError, httpx2.HTTPError) as error:  # which quote addresses
@@ -164,14 +188,19 @@ class HuggingFace(Source):
             "source.split, and source.revision for Parquet elsewhere."
         )
 
-    def _fetch(self, entry: "RepoFile", commit: str) -> SourceFile:
+    def _listed(self, entry: "RepoFile", commit: str) -> HubFile:
+        tag = entry.lfs.sha256 if entry.lfs else entry.blob_id
+        name, stamp = f"{self.dataset}/{entry.path}", (entry.size, str(tag))
+        return HubFile(name, entry.size, stamp, Path(entry.path), commit)
+
+    def _fetch(self, file: HubFile) -> SourceFile:
         """A file of one commit, from the hub's cache if it is there: its path is a link to content
         that never changes."""
         download = need("huggingface_hub", "huggingface").hf_hub_download
-        path = download(self.dataset, entry.path, repo_type="dataset", revision=commit)
-        tag = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        name = f"{self.dataset}/{entry.path}"
-        return SourceFile(name, entry.size, (entry.size, str(tag)), Path(path))
+        name = file.path.as_posix()
+        with self._explained():
+            path = download(self.dataset, name, repo_type="dataset", revision=file.commit)
+        return SourceFile(file.name, file.size_bytes, file.stamp, Path(path))
 
 
 def _open(

@@ -38,6 +38,9 @@ from embedding_pipelines_tests.contracts_sources import check_source, read
 source = HuggingFace(**json.loads(sys.argv[1]))
 try:
     files = [(file.name, file.stamp) for file in source.files(Path.cwd())]
+    if "--list" in sys.argv:
+        print(json.dumps(files))
+        sys.exit()
     documents, _, _ = read(source, Path.cwd())
     print(json.dumps({"files": files, "texts": [row["text"] for row in documents]}))
 except EmbeddingPipelinesError as error:
@@ -132,6 +135,14 @@ def test_what_is_wrong_is_a_sentence(
         check_source(source(**options), tmp_path, 1)
 
 
+@pytest.mark.parametrize("state", ["{}", '{"_data_files": [1], "_fingerprint": "x"}'])
+def test_a_state_that_names_no_files_is_a_sentence(tmp_path: Path, state: str) -> None:
+    rows(1).save_to_disk(tmp_path / "data" / "reviews")
+    (tmp_path / "data" / "reviews" / "state.json").write_text(state)
+    with pytest.raises(SourceError, match="names no files of a dataset"):
+        source().files(tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.2, 0.9])
 def test_a_file_that_is_cut_off_is_a_sentence(tmp_path: Path, share: float) -> None:
     rows(*range(5_000)).save_to_disk(tmp_path / "data" / "reviews")
@@ -210,11 +221,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             thread.join()
 
 
-def of_hub(folder: Path, **options: Any) -> dict[str, Any]:
+def of_hub(folder: Path, *arguments: str, **options: Any) -> Any:
     """What a process of its own reads: the client takes its address from the environment once."""
     values = json.dumps({"dataset": "org/reviews", "id": "id", **options})
     done = subprocess.run(
-        [sys.executable, "-c", READ, values],
+        [sys.executable, "-c", READ, values, *arguments],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -222,8 +233,7 @@ def of_hub(folder: Path, **options: Any) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_dataset_of_the_hub_is_read_at_one_commit_and_fetched_once(
@@ -233,7 +243,10 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit_and_fetched_once(
     hub.put("default/train/0001.parquet", 3)
     hub.put("default/test/0000.parquet", 9)
     hub.files["reviews.py"] = b"raise SystemExit('it ran')"
+    listed = of_hub(tmp_path, "--list")
+    assert not any("/resolve/" in path for path in hub.paths)
     first = of_hub(tmp_path)
+    assert first["files"] == listed
     assert first["texts"] == ["text 1", "text 2", "text 3"]
     hub.paths.clear()
     assert of_hub(tmp_path) == first
