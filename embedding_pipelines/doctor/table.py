@@ -178,7 +178,7 @@ class _Rows:
 
     def _add_ids(self, values: list[Any], rows: list[str]) -> list[str]:
         self._no_id += sum(value is None for value in values)
-        hashes = [hash(value) for value in values if value is not None]
+        hashes = [hash(repr(value)) for value in values if value is not None]
         self._ids.add(np.array(hashes, np.int64).view(np.uint64))
         return [
             row if value is None else repr(value) for row, value in zip(rows, values, strict=True)

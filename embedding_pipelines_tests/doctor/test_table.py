@@ -74,7 +74,7 @@ def vectors(texts: list[str]) -> NDArray[np.float32]:
 def test_a_table_of_one_model_is_well(
     tmp_path: Path, texts: list[str], vectors: NDArray[np.float32]
 ) -> None:
-    write(tmp_path, range(1_200), texts, vectors)
+    write(tmp_path, range(-2, 1_198), texts, vectors)
     found = look(tmp_path)
     assert bad(found) == set()
     assert "1,200 rows, version 1; vectors 'embedding', id 'id', text 'content'" in (
