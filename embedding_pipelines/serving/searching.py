@@ -70,7 +70,9 @@ async def search_pipeline(
     notes: list[str] = []
     if searcher.mode(mode) != "text":
         # The release's own model, whatever has become live since.
-        model = next(each for each in server.models if each.model is searcher.model)
+        model = next((each for each in server.models if each.model is searcher.model), None)
+        if model is None:
+            raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")
         embedded = await model.embed(
             queries,
             "query",

@@ -99,7 +99,7 @@ class Server:
         self._served: dict[str, Served] = {}
         self._models: dict[str, ServedModel] = {}  # by their options as JSON
         self._opening_models = threading.Lock()
-        self._searchers: dict[str, tuple[int, Searcher]] = {}  # with the release's number
+        self._searchers: dict[str, tuple[Release, Searcher]] = {}  # with what it was opened for
         self._texts: dict[str, UnreleasedTexts] = {}  # of pipelines without a release
         self._opening_searchers = threading.Lock()
         self._memory = ThreadPoolExecutor(1, "memory")  # builds what is searched in memory
@@ -215,12 +215,13 @@ class Server:
         release = served.release if served else None
         release = release or searched_release(self.warehouse, self.warehouse.pipeline(name))
         with self._opening_searchers:
-            number, searcher = self._searchers.get(name, (0, None))
-            if searcher is None or number != release.number:
+            opened, searcher = self._searchers.get(name, (None, None))
+            # By all of it: of a pipeline that was deleted and made again the numbers come again.
+            if searcher is None or opened != release:
                 self._texts.pop(name, None)
                 model = self._open(release.spec.model).model
                 searcher = Searcher(self.warehouse, name, model)
-                self._searchers[name] = (release.number, searcher)
+                self._searchers[name] = (release, searcher)
                 self._memory.submit(self._load_memory, name, searcher)
         return searcher
 
@@ -242,7 +243,7 @@ class Server:
         """Hold a release in memory, if it fits; the stored table answers until then."""
 
         def is_wanted() -> bool:
-            return not self._is_closed and self._searchers[name][1] is searcher
+            return not self._is_closed and self._searchers.get(name, (None, None))[1] is searcher
 
         try:
             searcher.load_memory(is_wanted)
@@ -289,6 +290,17 @@ class Server:
             except EmbeddingPipelinesError as error:
                 problems[name] = str(error)
         self._served, self.problems = served, problems
+        self._drop_old_searchers()
+
+    def _drop_old_searchers(self) -> None:
+        """Forget the searchers of what is not searched any more, whose rows may be in memory."""
+        with self._opening_searchers:
+            for name, (opened, _) in list(self._searchers.items()):
+                served = self._served.get(name)
+                live = served.release if served else None
+                is_unreleased = served is not None and live is None and not opened.number
+                if opened != live and not is_unreleased:
+                    del self._searchers[name]
 
     async def _close_unused(self) -> None:
         """Close the models that no pipeline has any more, once no request is in them."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.search import search
 from embedding_pipelines.serving.wire import RELEASE_HEADER, SPACE_HEADER, TIMEOUT_HEADER
 from embedding_pipelines.steps.chain import steps_of
@@ -137,6 +138,39 @@ def test_a_new_release_answers_and_so_does_a_first_one(home: Path) -> None:
         assert (answer["release"], answer["hits"][0]["document_id"]) == (2, "3")
         answer = post(client, query="grey wolf", pipeline="later")
         assert (answer["release"], answer["hits"][0]["document_id"]) == (1, "4")
+
+
+def test_a_pipeline_that_is_deleted_and_made_again_answers_with_its_new_documents(
+    home: Path,
+) -> None:
+    build(home, HASHING)
+    with client_of(home, KEY) as client:
+        server: Any = client.app.state.server  # type: ignore[attr-defined]
+        assert post(client, query="red fox")["release"] == 1
+        server._memory.submit(int).result()  # the release is in memory
+        delete_pipeline(home, "things", keep_file=True)
+        server._looked_at = float("-inf")
+        assert client.post("/search", json={"query": "x", "pipeline": "things"}).status_code == 409
+        assert not server._searchers
+        build(home, HASHING, [(3, "green frog", "animal")])
+        server._looked_at = float("-inf")
+        answer = post(client, query="red fox")
+        assert (answer["release"], [hit["text"] for hit in answer["hits"]]) == (1, ["green frog"])
+
+
+def test_before_the_first_release_an_edited_file_counts(home: Path) -> None:
+    text = "source: {kind: push, text: [text]}\nmodel: {provider: hashing, dimensions: 16}\n"
+    write_pipeline(home, "notes", text)
+    documents = {"documents": [{"id": "a", "text": "grey cat", "color": "grey"}]}
+    with client_of(home, KEY) as client:
+        server: Any = client.app.state.server  # type: ignore[attr-defined]
+        assert client.post("/api/embedding-pipelines/notes/documents", json=documents).is_success
+        assert post(client, pipeline="notes", query="cat")["hits"][0]["metadata"] == {}
+        edited = text.replace("[text]}", "[text], metadata: [color]}").replace("16", "32")
+        write_pipeline(home, "notes", edited)
+        server._looked_at = float("-inf")
+        (hit,) = post(client, pipeline="notes", query="cat", filter="color = 'grey'")["hits"]
+        assert hit["metadata"] == {"color": "grey"}
 
 
 def test_a_server_comes_to_answer_from_memory_and_answers_alike(hybrid: TestClient) -> None:
