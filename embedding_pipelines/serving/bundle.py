@@ -449,9 +449,14 @@ def _allowed(description: Description) -> Callable[[str], bool]:
     files = {GOLDEN, SBOM, f"{own}/tables/{table}.checksums.json", pushed} | pipeline | forgotten
     folders = (f"{_place(name)}/", f"{own}/tables/{table}.lance/", f"{LICENCES}/")
     weights = {f"{HOME}/{path}" for path in description.model.files}
+    # A home's own places, and those of tools, are no model's: what lay there would be obeyed.
+    obeyed = re.compile(
+        rf"{HOME}/(pipelines/|data/warehouse/(?!calibration/)|(.*/)?\.)", re.IGNORECASE
+    )
 
     def is_allowed(path: str) -> bool:
         is_weight = path in weights and WEIGHTS.fullmatch(PurePosixPath(path).suffix) is not None
+        is_weight = is_weight and obeyed.match(path) is None
         return path in files or path.startswith(folders) or is_weight
 
     return is_allowed

@@ -318,6 +318,26 @@ def test_a_pickle_is_no_model_s_file(copy: Path, there: Path) -> None:
     refused(there, copy, "names a file")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "pipelines/evil.json",
+        "Pipelines/evil.json",
+        "data/warehouse/keys.json",
+        ".vscode/tasks.json",
+    ],
+)
+def test_a_model_s_file_lies_in_no_place_that_a_home_obeys(
+    copy: Path, there: Path, path: str
+) -> None:
+    target = copy / HOME / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("{}")
+    reseal(copy)
+    edit(copy, lambda value: value["model"].update(files={path: "0" * 64}))
+    refused(there, copy, "names a file")
+
+
 def test_a_codec_with_a_pickle_in_it_is_never_loaded(copy: Path, there: Path) -> None:
     import numpy as np
 
