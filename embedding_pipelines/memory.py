@@ -81,15 +81,19 @@ class MemoryIndex:
             done += batch.num_rows
         return cls(pa.Table.from_batches(parts).combine_chunks(), graph, codec)
 
-    def find_all(self, vectors: Vectors, k: int) -> list[pa.Table]:
+    def find_all(self, vectors: Vectors, k: int) -> list[pa.Table] | None:
         """For each query float32[n, d] of the model's own space, the `k` nearest rows as
-        `ranking.nearest` gives them, k <= MAX_K."""
+        `ranking.nearest` gives them, k <= MAX_K. None where the graph does not lead to so many, as
+        among hundreds of equal vectors."""
         numbers = unit(encode_queries(self._codec, vectors).astype(np.float32))
         wide = min(2 * k, len(self._graph))  # which makes its search as wide
         with self._searching:
             found = self._graph.search(numbers, wide, threads=1)
         keys = np.atleast_2d(found.keys)[:, :k]
         distances = np.atleast_2d(found.distances)[:, :k]
+        fewest = min(getattr(found, "counts", [keys.shape[1]]))  # what is behind them is filled up
+        if fewest < min(k, len(self._graph)):
+            return None
         return [self._take(*each) for each in zip(keys, distances, strict=True)]
 
     def _take(self, keys: Any, distances: Any) -> pa.Table:

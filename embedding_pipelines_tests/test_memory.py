@@ -51,14 +51,31 @@ def test_it_finds_what_the_stored_table_finds(tmp_path: Path, compression: str) 
     assert version is not None
     index = MemoryIndex.build(table, codec, version, ENOUGH)
     assert index is not None
-    shares = []
-    for query, rows in zip(queries, index.find_all(queries, 10), strict=True):
+    shares, all_rows = [], index.find_all(queries, 10)
+    assert all_rows is not None
+    for query, rows in zip(queries, all_rows, strict=True):
         stored = nearest(table, codec, query, 10, None, version)
         assert rows.schema.names == stored.schema.names
         shares.append(len({*rows["chunk_id"].to_pylist()} & {*stored["chunk_id"].to_pylist()}) / 10)
         np.testing.assert_allclose(rows["score"][0].as_py(), stored["score"][0].as_py(), atol=2e-3)
         assert rows["score"].to_pylist() == sorted(rows["score"].to_pylist(), reverse=True)
     assert np.mean(shares) >= 0.99
+
+
+def test_among_many_equal_vectors_the_stored_table_answers(tmp_path: Path) -> None:
+    """A graph of them does not lead to so many, and what it lacks would be the first row again."""
+    vectors = clustered(3_000, DIMENSIONS, seed=0)
+    vectors[:2_900] = vectors[0]
+    codec = fit_chain("[]", vectors)
+    table = build(tmp_path, codec, index="none")
+    add(table, codec, vectors, 0, [])
+    assert table.version is not None
+    index = MemoryIndex.build(table, codec, table.version, ENOUGH)
+    assert index is not None
+    assert index.find_all(vectors[-3:], 1_000) is None
+    few = index.find_all(vectors[-3:], 10)
+    assert few is not None
+    assert [len({*rows["chunk_id"].to_pylist()}) for rows in few] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
