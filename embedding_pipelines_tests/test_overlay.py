@@ -18,7 +18,7 @@ from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.search import Hit, Searcher
 from embedding_pipelines.steps.documents import READING
-from embedding_pipelines.storage.pushed import pushed_log
+from embedding_pipelines.storage.pushed import MOST_SEGMENTS, pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
@@ -87,6 +87,20 @@ def test_an_open_searcher_sees_what_is_put_replaced_and_deleted(files: Path) -> 
             "new": "text of nobody",
         }
         delete(files, "new")
+        assert "new" not in texts(searcher.search("text", 50).hits)
+
+
+def test_what_was_withdrawn_is_gone_though_the_log_was_merged_before_anybody_looked(
+    files: Path,
+) -> None:
+    log = pushed_log(Warehouse(files), "p")
+    with Searcher(Warehouse(files), "p") as searcher:
+        push(files, ("new", "text of nobody"))
+        assert "new" in texts(searcher.search("text", 50).hits)
+        log.append([overlay.Change("new", "withdraw")])
+        for _ in range(MOST_SEGMENTS):
+            log.append([overlay.Change("nobody", "delete")])
+        assert log.merge()  # as a run does, whose release is then held back
         assert "new" not in texts(searcher.search("text", 50).hits)
 
 

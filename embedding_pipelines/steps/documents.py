@@ -237,7 +237,8 @@ def write_documents(run: Run) -> StepReport:
     folder.fix_partitions(run.spec.partitions)
     if not run.warehouse.is_copy:  # its other folders are links into the warehouse itself
         folder.delete_leftovers(READING)
-        pushed_log(run.warehouse, run.spec.name).merge(_settled(run))
+        is_only_source = isinstance(run.spec.source, Push)
+        pushed_log(run.warehouse, run.spec.name).merge(_settled(run), is_only_source)
     source_files, unchanged, report = _compare(run)
     if report is not None:
         return report
@@ -456,11 +457,8 @@ def count_waiting(run: Run, after: int) -> int:
 
 
 def _settled(run: Run) -> int:
-    """The number up to which no release, and no file, needs to be told what was deleted."""
-    releases = read_releases(run.folder).releases
-    if not isinstance(run.spec.source, Push) or not releases:
-        return 0
-    return min(entry.pushed for entry in releases)
+    """The number up to which every release holds what was pushed."""
+    return min((entry.pushed for entry in read_releases(run.folder).releases), default=0)
 
 
 def source_configuration(run: Run) -> str:

@@ -247,10 +247,11 @@ class PushedLog:
     def delete_shared(self) -> None:
         """Delete what other machines see of it, where there is a bucket. The folder stays."""
 
-    def merge(self, settled: int = 0) -> bool:
-        """Merge neighbours, once there are many; whether there was something to merge. Deletions up
-        to the number `settled` go, and so does all that later words have replaced. The pipeline's
-        lock is held."""
+    def merge(self, settled: int = 0, is_only_source: bool = False) -> bool:
+        """Merge neighbours, once there are many; whether there was something to merge. Withdrawals
+        up to the number `settled`, which every release holds, go, and so does all that later words
+        have replaced; deletions, too, where no other source can bring back a document. The
+        pipeline's lock is held."""
         segments = self.segments()
         self._delete_covered(segments)
         if len(segments) <= MOST_SEGMENTS:
@@ -263,15 +264,13 @@ class PushedLog:
         merged = segments[start:]
         if len(merged) <= MOST_SEGMENTS // 2:
             return False
-        is_first = start == 0
+        settled_kinds = ("withdraw", "delete") if is_only_source else ("withdraw",)
         lines = dict[str, tuple[int, bytes]]()  # in the order of their last words
         for segment in merged:
             for number, change, _, line in self._lines(segment):
                 lines.pop(change.id, None)
-                if is_first and change.kind == "withdraw":
-                    continue
-                if is_first and change.kind == "delete" and number <= settled:
-                    continue
+                if start == 0 and change.kind in settled_kinds and number <= settled:
+                    continue  # a reader who has not seen a newer one would go on with what was put
                 lines[change.id] = number, line
         content = b"".join(line for _, line in lines.values())
         edition = max(segment.edition for segment in merged)  # something was erased, to readers
