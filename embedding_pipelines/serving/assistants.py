@@ -64,6 +64,7 @@ def assistants_server(server: Server) -> "MCPServer":
             @functools.wraps(function)
             async def call(*arguments: Any, **options: Any) -> Answer:
                 try:
+                    await server.served()  # which takes up what is live now
                     return await asyncio.to_thread(function, *arguments, **options)
                 except EmbeddingPipelinesError as error:
                     raise tool_error(str(error)) from error

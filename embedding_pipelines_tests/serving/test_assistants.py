@@ -19,8 +19,8 @@ from typer.main import get_command
 from embedding_pipelines.cli.main import app
 from embedding_pipelines.serving.assistants import assistants_server
 from embedding_pipelines.serving.auth import Keys
-from embedding_pipelines.serving.server import Server
-from embedding_pipelines_tests.chain import write_csv, write_pipeline
+from embedding_pipelines.serving.server import REFRESH_SECONDS, Server
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE
 from embedding_pipelines_tests.serving.homes import build
 
@@ -58,6 +58,24 @@ def test_a_search_finds_passages_with_their_documents(built_home: Path) -> None:
     assert result.structured_content is not None
     (hit,) = result.structured_content["hits"]
     assert (hit["document_id"], hit["text"], hit["metadata"]) == ("1", "red fox", {"cat": "animal"})
+
+
+def test_a_search_is_one_of_the_newest_release(tmp_path: Path) -> None:
+    home = build(tmp_path)
+
+    async def search(client: Client) -> list[Any]:
+        answers = []
+        for _ in range(2):
+            result = await client.call_tool("search", {"pipeline": "things", "query": "grey wolf"})
+            answers.append(result.structured_content)
+            write_csv(home, "a.csv", [(1, "red fox", "animal"), (3, "grey wolf", "animal")])
+            await asyncio.to_thread(run_steps, home, "things")
+            await asyncio.sleep(REFRESH_SECONDS)
+        return answers
+
+    before, after = ask(home, search)
+    assert (before["release"], after["release"]) == (1, 2)
+    assert after["hits"][0]["text"] == "grey wolf"
 
 
 def test_pipelines_and_how_they_stand_are_told(tmp_path: Path) -> None:
