@@ -31,7 +31,7 @@ PREFIX = "ep_"  # of the keys that `keys --add` makes, so that a scanner of secr
 Scope = Literal["read", "write", "admin"]  # each includes those before it
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 LOCK_SECONDS = 10.0
-UNNAMED = f"${KEY_VARIABLE}"  # the name of that key
+UNNAMED = KEY_VARIABLE  # the name of that key, which no other has: see `add_key`
 
 
 class Key(BaseModel):
@@ -88,7 +88,7 @@ def add_key(home: Path, name: str, scope: str, per_minute: int | None = None) ->
         raise ConfigError(f"{field} of a key: {remedy}.") from None
     with _changing(home):
         keys = read_keys(home)
-        if any(each.name == name for each in keys):
+        if name == UNNAMED or any(each.name == name for each in keys):
             raise ConfigError(f"There is a key {name!r}. Choose another name, or remove it first.")
         _write(home, [*keys, key])
     return token
@@ -151,7 +151,7 @@ class Keys:
     ) -> None:
         now = datetime.now(UTC)
         self._own = (
-            [Key(name=UNNAMED[1:], scope="admin", sha256=_hash(key).hex(), created_at=now)]
+            [Key(name=UNNAMED, scope="admin", sha256=_hash(key).hex(), created_at=now)]
             if key
             else []
         )
@@ -233,7 +233,7 @@ def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> None:
         keys: Keys = request.app.state.server.keys
-        keys.check(credentials.credentials if credentials else None, scope)
+        request.state.key = keys.check(credentials.credentials if credentials else None, scope)
         if keys.is_open and not keys.trusts_network:
             _require_local(request)
 

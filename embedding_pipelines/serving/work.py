@@ -99,7 +99,7 @@ def _deploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
         Warehouse(home),
         record.pipeline,
         record.options["endpoint"],
-        key=os.environ.get(KEY_VARIABLE, ""),
+        key=_key(record),
         progress=progress,
     )
     return deployment.model_dump(mode="json")
@@ -108,9 +108,13 @@ def _deploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
 def _undeploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     from embedding_pipelines.serving.targets.deploy import undeploy
 
-    key = os.environ.get(KEY_VARIABLE, "")
-    removed = undeploy(Warehouse(home), record.pipeline, record.options["endpoint"], key=key)
-    return {"removed": removed}
+    name, endpoint = record.pipeline, record.options["endpoint"]
+    return {"removed": undeploy(Warehouse(home), name, endpoint, key=_key(record))}
+
+
+def _key(record: Record) -> str:
+    """What an endpoint is sent: the server's own key, if whoever asked for the work has it."""
+    return os.environ.get(KEY_VARIABLE, "") if record.options.get("sends_key") else ""
 
 
 WORK: Mapping[str, Callable[[Path, Record, Progress], dict[str, Any]]] = MappingProxyType(

@@ -16,10 +16,13 @@ from embedding_pipelines.home import pipelines_folder
 from embedding_pipelines.spec.guess import name_of
 from embedding_pipelines.spec.load import MAX_BYTES, parse_pipeline, pipeline_files, read_pipeline
 from embedding_pipelines.spec.pipeline import NAME, PipelineSpec
+from embedding_pipelines.variables import VARIABLE
 
 MAX_SAME = 1000  # pipelines of one name, numbered
 LEAVES = re.compile(
-    r"(?:file:/*|sqlite:/{3})?(?:[/~\\].+|[A-Za-z]:[/\\].*|(?:.*[/\\])?\.\.(?:[/\\].*)?)"
+    r"(?:file:/*|sqlite(?:\+\w+)?:/{3})?"
+    r"(?:[/~\\].+|\$\{.+|[A-Za-z]:[/\\].*|(?:.*[/\\])?\.\.(?:[/\\].*)?)",
+    re.IGNORECASE,
 )
 NOT_PATHS = ("name", "description", "owners")
 
@@ -119,7 +122,10 @@ def paths_that_leave(config: Mapping[str, Any]) -> Iterator[str]:
     Words for people (`description`) are not looked at.
     """
     for place, text in _texts(config, ""):
-        if place.split(".")[0] not in NOT_PATHS and len(text) > 1 and LEAVES.fullmatch(text):
+        is_named = place.endswith("url") or ".options." in place  # by whoever runs the server
+        if place.split(".")[0] in NOT_PATHS or (is_named and VARIABLE.fullmatch(text)):
+            continue
+        if len(text) > 1 and LEAVES.fullmatch(text):
             yield f"{place}: {json.dumps(text)[:200]}"
 
 

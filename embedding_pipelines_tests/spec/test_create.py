@@ -77,7 +77,7 @@ def test_what_a_check_refuses_is_not_written(tmp_path: Path) -> None:
     [
         *("/etc/passwd", "~/x.csv", "~root/x", "../x.csv", "a/../../x.csv", "..", "a/.."),
         *("file:///etc/passwd", "sqlite:////etc/x.db", "sqlite:///../x.db", "..\\x", "C:\\x"),
-        "\\\\host\\share",
+        *("\\\\host\\share", "${HOME}/.ssh/id", "sqlite:///${HOME}/x", "sqlite+pysqlite:////x.db"),
     ],
 )
 def test_a_path_that_leaves_the_home_is_seen(path: str) -> None:
@@ -93,4 +93,5 @@ def test_a_path_that_leaves_the_home_is_seen(path: str) -> None:
     ],
 )
 def test_what_is_below_the_home_is_not(value: str) -> None:
+    assert not list(paths_that_leave({"source": {"url": "${DATABASE_URL}"}}))
     assert not list(paths_that_leave({"source": {"path": value}, "description": "/etc/passwd"}))

@@ -4,6 +4,7 @@ What takes long is answered with 202 and a run to ask for again; the work goes o
 its own, as a Dagster run, whatever becomes of this server.
 """
 
+import json
 import re
 import uuid
 from dataclasses import asdict
@@ -15,11 +16,12 @@ from fastapi import Path as PathParameter
 from pydantic import JsonValue
 
 from embedding_pipelines.errors import ConfigError, ExistsError
-from embedding_pipelines.serving.auth import allow
+from embedding_pipelines.serving.auth import UNNAMED, allow
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import (
     KEY_OF_REQUEST,
+    KEY_VARIABLE,
     BadRequest,
     Conflict,
     CreatedReply,
@@ -107,6 +109,11 @@ def create(
             f"Invalid config: {'; '.join(outside)} is outside the server's home folder. Name a path "
             "below it, or let whoever runs the server write the pipeline file."
         )
+    if KEY_VARIABLE in json.dumps(config):
+        raise BadRequest(
+            f"Invalid config: it names ${KEY_VARIABLE}, the key of this server, which goes to nobody. "
+            "Name the variable of the service's own key."
+        )
     doubts = list[str]()
 
     def check(spec: PipelineSpec) -> None:
@@ -134,14 +141,18 @@ def create(
 def deploy(
     body: DeployRequest, request: Request, response: Response, key: RequestKey = None
 ) -> RunReply:
-    """Give the live release of a pipeline to an endpoint: another server, SageMaker, Kubernetes."""
+    """Give the live release of a pipeline to an endpoint: another server, SageMaker, Kubernetes.
+
+    A server is sent the key of this one, $EMBEDDING_API_KEY, if that came with the request: no
+    other key can have it sent anywhere.
+    """
     from embedding_pipelines.releases import live_release
     from embedding_pipelines.serving.targets.deploy import target_of
 
     name, number = _find(request, str(body.id))
     live_release(_server(request).warehouse.pipeline(name))
     target_of(body.endpoint)
-    options = {"endpoint": body.endpoint}
+    options = {"endpoint": body.endpoint, "sends_key": request.state.key == UNNAMED}
     return _start(request, response, name, number, "deploy", options, key)
 
 
@@ -164,7 +175,7 @@ def undeploy(
             f"Pipeline {name!r} is deployed to {', '.join(places) or 'no endpoint'}. Name one of "
             "its endpoints."
         )
-    options = {"endpoint": body.endpoint}
+    options = {"endpoint": body.endpoint, "sends_key": request.state.key == UNNAMED}
     return _start(request, response, name, number, "undeploy", options, key)
 
 

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from embedding_pipelines.deployments import Deployment, write_deployment
 from embedding_pipelines.serving.api import create_app
-from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines.serving.auth import Keys, add_key
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.spec.load import find_pipeline
@@ -255,6 +255,29 @@ def test_what_cannot_be_deployed_is_said(
     reply = client.post(f"{PATH}/deploy", json=body)
     assert reply.status_code == status, reply.text
     assert words in reply.json()["error"]
+
+
+@pytest.mark.parametrize(("name", "sends"), [("key", True), ("other", False)])
+def test_no_other_key_than_the_server_s_own_has_that_sent_to_an_endpoint(
+    client: TestClient, server: Server, name: str, sends: bool
+) -> None:
+    add(client)
+    run_steps(server.home, "texts")
+    token = "key" if sends else add_key(server.home, name, "admin")
+    headers = {"Authorization": f"Bearer {token}"}
+    body = {"id": 1, "endpoint": "http://localhost:1"}
+    reply = client.post(f"{PATH}/deploy", json=body, headers=headers)
+    assert reply.status_code == 202, reply.text
+    assert server.runs.read(reply.json()["run_id"]).options["sends_key"] is sends
+
+
+def test_no_pipeline_has_the_server_s_key_sent_anywhere(client: TestClient) -> None:
+    service = {"provider": "openai", "model": "m", "base_url": "http://evil.example/v1"}
+    for name in ("EMBEDDING_API_KEY", "${EMBEDDING_API_KEY}"):
+        config = {**CONFIG, "model": {**service, "api_key_env": name}}
+        reply = client.post(PATH, json=config)
+        assert reply.status_code == 400
+        assert "Invalid config" in reply.json()["error"]
 
 
 def test_what_is_deployed_nowhere_cannot_be_undeployed(client: TestClient) -> None:
