@@ -74,7 +74,8 @@ def look(run: Run, memory: Memory, now: float) -> Look:
     is_due = not 0 <= now - memory.listed_at < LISTED_SECONDS
     says_all = len(names) <= MOST_NAMES and all(event.names is not None for event in events)
     seen = None
-    if memory.is_calm and says_all and not is_due:
+    # Without a record nothing was read with the source's options as they are now.
+    if memory.is_calm and says_all and not is_due and record:
         with contextlib.suppress(BucketError):  # of an object, say: the listing tells
             seen = _look_at(run, names, record, memory.listed_at)
     seen = seen or list_source(run, now)
@@ -117,6 +118,6 @@ def _look_at(run: Run, names: set[str], record: dict[str, Stamp], listed_at: flo
 
 
 def _is_read(event: Event, listing: dict[str, Stamp], record: dict[str, Stamp]) -> bool:
-    """Whether what an event names is as it was last read. One that says nothing was answered by a
-    listing."""
-    return all(listing.get(name) == record.get(name) for name in event.names or ())
+    """Whether what an event names is as it was last read; all, if it names nothing that is known."""
+    names = listing.keys() | record.keys() if event.names is None else event.names
+    return all(listing.get(name) == record.get(name) for name in names)

@@ -38,7 +38,8 @@ class Shop:
         self.home, self.instance, self.bucket, self.proxy = home, instance, bucket, proxy
         self.queue: TestQueue = new_queue(bucket)
         text = NOTES.replace("data/notes/*.jsonl", f"{bucket.uri}/notes")
-        write_pipeline(home, text=f"{text}events: {self.queue.url}\n")
+        self.text = f"{text}events: {self.queue.url}\n"
+        write_pipeline(home, text=self.text)
         self.spec: PipelineSpec = find_pipeline("notes", home)
         self.cursor: str | None = None
 
@@ -132,6 +133,22 @@ def test_a_tick_that_dies_loses_nothing(shop: Shop, monkeypatch: pytest.MonkeyPa
     assert asked(tick(shop.spec, shop.instance, "source", before)).tags["why"] == "2 new"
 
 
+def test_a_tick_that_dies_loses_no_message_of_another_kind(shop: Shop) -> None:
+    shop.put("b", range(40, 50))
+    shop.queue.lose()
+    shop.queue.send("Look!")
+    before = shop.cursor
+    assert asked(shop.tick()).tags["why"] == "1 new"
+    shop.cursor = before
+    assert asked(shop.tick()).tags["why"] == "1 new"
+
+
+def test_other_options_of_the_source_are_seen_at_once(shop: Shop) -> None:
+    write_pipeline(shop.home, text=shop.text.replace("text: [", "max_rejected: 3, text: ["))
+    shop.spec = find_pipeline("notes", shop.home)
+    assert asked(shop.tick())
+
+
 def test_events_that_come_twice_late_and_in_another_order_ask_for_nothing_more(shop: Shop) -> None:
     for name, rows in (("b", range(40, 50)), ("b", range(40, 49)), ("c", range(50, 60))):
         shop.put(name, rows)
@@ -153,6 +170,8 @@ def test_a_message_of_another_kind_is_answered_by_a_listing(shop: Shop) -> None:
     shop.queue.lose()
     shop.queue.send("the night's upload is done")
     assert asked(shop.tick()).tags["why"] == "1 new"
+    assert shop.queue.count() == 1  # until that is read
+    shop.settle()
     assert shop.queue.count() == 0
 
 
