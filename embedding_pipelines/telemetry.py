@@ -23,6 +23,7 @@ from embedding_pipelines.extras import need
 ROOT = "embedding_pipelines"  # the logger above all of this package's
 LOG_VARIABLE = "EMBEDDING_PIPELINES_LOG"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 FIELDS = "fields"  # the attribute of a log record that holds them
 
 
@@ -61,12 +62,16 @@ def set_up(environment: Mapping[str, str]) -> None:
         logger.propagate = False
         logger.setLevel(logging.INFO)
     is_wanted = environment.get("OTEL_TRACES_EXPORTER") != "none"
-    if (
-        is_wanted
-        and any(map(environment.get, ENDPOINTS))
-        and find_spec("opentelemetry") is not None
-    ):
+    if is_wanted and any(map(environment.get, ENDPOINTS)) and _is_installed():
         _export(environment)
+
+
+def _is_installed() -> bool:
+    """Whether all of the extra is; other packages bring OpenTelemetry's API alone."""
+    try:
+        return find_spec("opentelemetry.sdk") is not None and find_spec(EXPORTER) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _handlers() -> list[JsonLines]:
@@ -82,7 +87,7 @@ def _export(environment: Mapping[str, str]) -> None:
         return
     names = {} if "OTEL_SERVICE_NAME" in environment else {"service.name": "embedding-pipelines"}
     resource = need("opentelemetry.sdk.resources", "telemetry").Resource.create(names)
-    exporter = need("opentelemetry.exporter.otlp.proto.http.trace_exporter", "telemetry")
+    exporter = need(f"{EXPORTER}.trace_exporter", "telemetry")
     export = need("opentelemetry.sdk.trace.export", "telemetry")
     provider = sdk.TracerProvider(resource=resource)  # at its exit a process sends what is left
     provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter()))

@@ -191,6 +191,15 @@ def test_a_wrong_format_is_a_sentence() -> None:
         telemetry.set_up({"EMBEDDING_PIPELINES_LOG": "yaml"})
 
 
+@pytest.mark.parametrize("lacking", ["opentelemetry.sdk", telemetry.EXPORTER])
+def test_who_has_opentelemetry_but_not_the_extra_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    for name in (lacking, f"{lacking}.trace", f"{lacking}.trace_exporter"):
+        monkeypatch.setitem(sys.modules, name, None)
+    telemetry.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+
+
 def test_records_of_other_threads_have_the_fields_of_the_run() -> None:
     handler = telemetry.JsonLines()
     logger = logging.getLogger(telemetry.ROOT)
