@@ -78,8 +78,8 @@ def test_scaffold_defs_writes_a_pipeline_that_dg_accepts_as_it_is_and_lists(
         kind: {item["name"] for item in definitions[kind]}
         for kind in ("jobs", "schedules", "sensors", "resources")
     }
-    assert names["jobs"] == pipelines
-    assert names["schedules"] == {"notes_schedule"}
+    assert names["jobs"] == {*pipelines, "_clean_warehouse"}
+    assert names["schedules"] == {"notes_schedule", "_clean_warehouse_schedule"}
     assert names["sensors"] == {f"{name}_source_sensor" for name in pipelines}
     assert names["resources"] == {"warehouse", "model", "progress"}
     assert "counts_add_up" in {check["name"] for check in definitions["asset_checks"]}
