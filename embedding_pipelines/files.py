@@ -314,9 +314,9 @@ def list_names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except FileNotFoundError:
-        if not is_absent(folder):
-            raise
-        return []
+        if is_absent(folder):
+            return []
+        return os.listdir(folder)  # another process has made it just now
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:

@@ -357,6 +357,7 @@ def _perform(home: Path, model: Model, operation: tuple[Any, ...], number: int) 
             model.release()
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(OPERATIONS)
 def test_searches_and_tables_are_those_of_a_rebuild_from_nothing(

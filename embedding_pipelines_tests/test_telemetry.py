@@ -104,6 +104,7 @@ def check_records(lines: list[dict[str, Any]]) -> None:
     assert sum(line["embedded"] for line in embedded) == 40
 
 
+@pytest.mark.slow
 def test_a_run_of_dagster_prints_records_whether_or_not_spans_arrive(home: Path) -> None:
     notes(home)
     nobody = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
@@ -111,6 +112,7 @@ def test_a_run_of_dagster_prints_records_whether_or_not_spans_arrive(home: Path)
     check_records(records(done.stderr))
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_or_imported_without_being_told(home: Path) -> None:
     notes(home)
     code = f"""
@@ -125,6 +127,7 @@ finally:
     assert records(done.stderr) == []
 
 
+@pytest.mark.slow
 def test_a_command_prints_records_and_sends_spans_of_run_steps_partitions_and_requests(
     home: Path,
 ) -> None:
@@ -200,6 +203,7 @@ def test_who_has_opentelemetry_but_not_the_extra_sends_nothing(
     telemetry.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
 
 
+@pytest.mark.slow
 def test_records_of_other_threads_have_the_fields_of_the_run() -> None:
     handler = telemetry.JsonLines()
     logger = logging.getLogger(telemetry.ROOT)

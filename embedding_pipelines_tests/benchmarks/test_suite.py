@@ -40,6 +40,7 @@ def shown(result: Result, steps: list[Phase]) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 def test_every_phase_is_counted_and_judged(tmp_path: Path) -> None:
     result = result_of(tmp_path, STEPS)
     assert [phase.embedded for phase in result.phases.values()] == [COUNT, 0, 2, 20]

@@ -61,6 +61,7 @@ def test_a_chosen_compression_is_measured_written_and_released(
     assert len({hit.document_id for hit in before} & {hit.document_id for hit in after}) > 5
 
 
+@pytest.mark.slow
 def test_auto_finds_one_and_says_so_as_json(command: Command, built: Path) -> None:
     said = command("optimize", "--pipeline-id", "1", "--method", "auto", "--floor", "0.9", "--json")
     assert said.code == 0, said.out
@@ -113,6 +114,7 @@ def test_a_run_that_does_not_release_puts_the_file_back(command: Command, built:
     assert state(built) == before
 
 
+@pytest.mark.slow
 def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     command: Command, built: Path
 ) -> None:

@@ -48,6 +48,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_reader_leaves(things: Path) -> None:
     assert live_release(Warehouse(things).pipeline("things")).number == 1
 
@@ -73,6 +74,7 @@ def test_a_terminal_without_unicode_is_told_everything(things: Path) -> None:
     assert b"... \\xe0" in out
 
 
+@pytest.mark.slow
 def test_no_text_commands_the_terminal(things: Path) -> None:
     for arguments in (
         ["search", "things", f"fox {CLEAR}", "-k", "2"],

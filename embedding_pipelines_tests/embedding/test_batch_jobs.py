@@ -238,6 +238,7 @@ def elsewhere() -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_another_process_collects_what_one_submitted(zoo: Path, server: BatchServer) -> None:
     assert elsewhere().startswith("12 texts are in 1 batch job")
     assert elsewhere().startswith("12 texts are in 1 batch job")

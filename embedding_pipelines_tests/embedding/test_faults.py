@@ -433,6 +433,7 @@ with EmbeddingCache(Path(path)) as cache:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_pays_again_for_nothing_but_the_requests_that_were_out(
     tmp_path: Path,
 ) -> None:

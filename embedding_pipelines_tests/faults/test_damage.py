@@ -22,6 +22,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_state_file_of_another_shape_is_healed_or_told(built: Path, tmp_path: Path) -> None:
     """Each file once, and each kind of damage about as often."""
     states = [path for path in files_of(built) if path.suffix in (".json", ".jsonl")]

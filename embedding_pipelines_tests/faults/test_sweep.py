@@ -19,10 +19,12 @@ def tool(name: str, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_a_fault_at_any_call_loses_nothing() -> None:
     tool("sweep", "5", "--scenario", "change")
 
 
+@pytest.mark.slow
 def test_a_fault_while_a_document_is_forgotten_leaves_no_text_and_no_searcher_without_a_release() -> (
     None
 ):
@@ -39,6 +41,7 @@ def test_a_fault_of_a_request_to_the_store_loses_nothing() -> None:
     tool("store_sweep", "4", "--scenario", "change", "--scenario", "forget")
 
 
+@pytest.mark.slow
 def test_random_sequences_end_as_a_clean_build_does() -> None:
     tool("sequences", "4", "--acts", "1")
 

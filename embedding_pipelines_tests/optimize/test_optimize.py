@@ -345,6 +345,7 @@ def find_best(run: Run, floor: float, **options: Any) -> OptimizeResult:
     return optimize_pipeline(run, Goal(("auto",), floor=floor, **options))
 
 
+@pytest.mark.slow
 def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(run: Run, built: Path) -> None:
     before = all_files(built)
     result = find_best(run, 0.9)
@@ -381,6 +382,7 @@ def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(run: Run, buil
     assert all_files(built) == before
 
 
+@pytest.mark.slow
 def test_with_an_index_it_is_found_too(run: Run) -> None:
     result = optimize_pipeline(
         with_store(run, index_rows=256, index="pq", refine=7), Goal(("auto",), 64, 0.97)
@@ -421,6 +423,7 @@ def test_a_floor_that_so_few_queries_cannot_prove_is_refused_at_once(run: Run, b
     assert all_files(built) == before
 
 
+@pytest.mark.slow
 def test_a_point_that_held_out_queries_do_not_confirm_is_not_chosen(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

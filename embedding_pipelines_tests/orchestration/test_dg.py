@@ -63,6 +63,7 @@ def test_list_components_names_ours(project: Project) -> None:
     assert {COMPONENT, "embedding_pipelines.orchestration.PipelineFolderComponent"} <= keys
 
 
+@pytest.mark.slow
 def test_scaffold_defs_writes_a_pipeline_that_dg_accepts_as_it_is_and_lists(
     project: Project,
 ) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FIRST_RUNS = """
 import os, sys, time, traceback
 from pathlib import Path
@@ -34,6 +36,7 @@ with open_instance(home) as instance:
 """
 
 
+@pytest.mark.slow
 def test_first_runs_of_a_home_at_the_same_moment_share_one_instance(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
     done = subprocess.run(

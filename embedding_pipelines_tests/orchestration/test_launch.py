@@ -146,6 +146,7 @@ def test_a_run_whose_process_was_killed_is_ended_and_one_that_lives_is_not(
     assert statuses(instance) == [dg.DagsterRunStatus.FAILURE]
 
 
+@pytest.mark.slow
 def test_of_two_runs_at_once_the_second_waits_and_both_end_well(
     home: Path, instance: dg.DagsterInstance
 ) -> None:

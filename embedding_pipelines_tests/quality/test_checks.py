@@ -518,6 +518,7 @@ def test_a_worse_candidate_is_held_back_until_somebody_says_why(released: Path) 
     )  # and the next run lives with it
 
 
+@pytest.mark.slow
 def test_texts_that_stand_before_others_are_named_as_the_cause(released: Path) -> None:
     near = [
         (f"{name}-{copy}", f"{text} {WORDS[copy]}", kind)

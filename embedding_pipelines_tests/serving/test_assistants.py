@@ -111,6 +111,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert "Traceback" not in said(result)
 
 
+@pytest.mark.slow
 def test_it_speaks_on_standard_input_and_output_and_starts_a_run(tmp_path: Path) -> None:
     home = build(tmp_path)
     write_csv(home, "b.csv", [(3, "grey wolf", "animal")])

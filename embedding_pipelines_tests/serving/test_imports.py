@@ -123,6 +123,7 @@ def test_only_the_live_rows_travel(here: Path, there: Path) -> None:
     assert len(live_rows(there, "p")) == len(ROWS)
 
 
+@pytest.mark.slow
 def test_what_a_home_has_forgotten_stays_out_of_it(here: Path, there: Path) -> None:
     """Of a bundle that was made before, too; and no later run brings it back."""
     write_csv(here, "a.csv", [*ROWS, ("ada", SECRET, "c")])

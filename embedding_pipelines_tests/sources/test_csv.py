@@ -398,6 +398,7 @@ def _count_breaks(text: str) -> int:
     return text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", own_and("messy_csv/sms_spam_latin1_ragged.csv"))
 def test_every_record_of_a_messy_export_is_accounted_for(tmp_path: Path, name: str) -> None:
     path = messy_csv(name, tmp_path)

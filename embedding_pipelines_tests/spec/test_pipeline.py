@@ -26,6 +26,7 @@ from embedding_pipelines.spec.pipeline import (
 from embedding_pipelines.steps.chunks import _configuration
 from embedding_pipelines.steps.codec import codec_key
 from embedding_pipelines.steps.documents import source_configuration
+from embedding_pipelines.steps.vector_store import layout
 from embedding_pipelines.storage.warehouse import Warehouse
 
 BASE: dict[str, Any] = {
@@ -74,12 +75,17 @@ CHANGES: dict[str, dict[str, Any]] = {
         "compression.0": {"kind": "pca", "dimensions": 8},
         "model.dimensions": 32,
     },
-    "vector_store": {"store.index": "rq", "store.index_rows": 500, "store.keep_releases": 3},
+    "vector_store": {
+        "store.index": "rq",
+        "store.index_rows": 500,
+        "store.keep_releases": 3,
+        "search.mode": "hybrid",
+    },
 }
 CHANGES_NOTHING = {
     "budget", "name", "description", "owners", "output_dim", "schedule", "partitions", "seed",
     "evaluation", "optimized", "source.kind", "model.kind", "store.kind", "store.refine",
-    "store.nprobes",
+    "store.nprobes", "search.language", "receipts", "events",
 }  # fmt: skip
 
 
@@ -105,7 +111,7 @@ def configurations(spec: PipelineSpec) -> dict[str, str]:
         "chunks": _configuration(run),
         "embeddings": run.model.space.id,
         "codec": codec_key(run),
-        "vector_store": spec.store.layout,
+        "vector_store": layout(spec),
     }
 
 
@@ -133,9 +139,9 @@ def test_what_makes_texts_of_files_is_part_of_the_configuration(
 def test_every_option_is_tried() -> None:
     spec = PipelineSpec.model_validate(BASE)
     options = {option for changes in CHANGES.values() for option in changes} | CHANGES_NOTHING
-    nested = ("source", "model", "preprocessing", "store")
+    nested = ("source", "model", "preprocessing", "store", "search")
     fields = {name for name in PipelineSpec.model_fields if name not in nested}
-    for name in ("source", "model", "store"):
+    for name in ("source", "model", "store", "search"):
         fields |= {f"{name}.{option}" for option in type(getattr(spec, name)).model_fields}
     fields |= {f"preprocessing.clean.{option}" for option in Clean.model_fields}
     fields |= {f"preprocessing.chunk.{option}" for option in Chunk.model_fields}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines import objects
-from embedding_pipelines.doctor import examine
+from embedding_pipelines.doctor.examine import examine
 from embedding_pipelines.errors import ReleaseError, SourceError
 from embedding_pipelines.plan import plan
 from embedding_pipelines.run import Run

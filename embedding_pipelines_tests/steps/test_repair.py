@@ -64,6 +64,7 @@ def rebuilt(home: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
         return live_rows(other, "p")
 
 
+@pytest.mark.slow
 def test_one_changed_row_in_a_partition_of_several_row_groups(home: Path) -> None:
     write_pipeline(home, "p", HASHING.replace("partitions: 4", "partitions: 1"))
     rows = [(number, f"text {number}", "c") for number in range(9_000)]

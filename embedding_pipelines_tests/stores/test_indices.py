@@ -128,6 +128,7 @@ def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_
     assert recall(table, codec, vectors[rows], rows, vectors[400:420]) == 1
 
 
+@pytest.mark.slow
 def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when_another_is_wanted(
     tmp_path: Path,
 ) -> None:

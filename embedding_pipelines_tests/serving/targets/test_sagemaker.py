@@ -114,6 +114,7 @@ def test_a_bundle_becomes_an_endpoint_and_all_of_it_goes(here: Path, bucket: Tes
     ]
 
 
+@pytest.mark.slow
 def test_the_bundle_in_s3_is_what_the_container_serves(
     here: Path, bucket: TestBucket, tmp_path: Path
 ) -> None:

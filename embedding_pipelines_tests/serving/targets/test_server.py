@@ -79,6 +79,7 @@ class Load:
                 time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_release_is_deployed_replaced_under_load_and_taken_back(here: Path, there: Path) -> None:
     warehouse, folder = Warehouse(here), Warehouse(here).pipeline("p")
     remote = Warehouse(there).pipeline("p")
@@ -111,6 +112,7 @@ def test_a_release_is_deployed_replaced_under_load_and_taken_back(here: Path, th
     assert files(there) == before
 
 
+@pytest.mark.slow
 def test_what_is_live_stays_live_if_the_bundle_does_not_reproduce(
     here: Path, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_what_is_live_stays_live_if_the_bundle_does_not_reproduce(
         assert reply.status_code == 200
 
 
+@pytest.mark.slow
 def test_a_release_of_the_server_s_own_is_live_again_afterwards(here: Path, there: Path) -> None:
     write_pipeline(there, "p", PIPELINE)
     write_csv(there, "a.csv", ROWS[:5])
