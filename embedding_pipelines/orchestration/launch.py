@@ -23,6 +23,7 @@ from embedding_pipelines.orchestration.failures import (
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.records import is_of_another_machine, machine_tags
 from embedding_pipelines.orchestration.resources import LockedWarehouseResource, LogProgress
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.releases import read_releases
@@ -126,7 +127,7 @@ def run_work(
         try:
             result = job.execute_in_process(
                 instance=instance,
-                tags={**NO_RETRIES, HOME_TAG: str(home)},
+                tags={**NO_RETRIES, HOME_TAG: str(home), **machine_tags(instance_folder(home))},
                 raise_on_error=False,
                 run_config=QUIET,
                 run_id=run_id,
@@ -160,7 +161,7 @@ class _Logged(Silent):
 
 def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec) -> None:
     """Mark as failed what a killed process left as running: whoever has the lock is the only one
-    alive."""
+    alive on this machine."""
     unfinished = dg.RunsFilter(
         job_name=spec.name,
         tags={HOME_TAG: str(home)},
@@ -171,4 +172,5 @@ def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec)
         ],
     )
     for run in instance.get_runs(unfinished):
-        instance.report_run_failed(run, ENDED)
+        if not is_of_another_machine(run):
+            instance.report_run_failed(run, ENDED)

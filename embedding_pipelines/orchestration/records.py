@@ -20,13 +20,19 @@ def keeps_records_elsewhere(folder: Path) -> bool:
     return isinstance(settings, dict) and any(name in settings for name in STORAGES)
 
 
+def machine_tags(folder: Path) -> dict[str, str]:
+    """What a run's record says of its machine, if others read it where an instance's folder has
+    it."""
+    return {MACHINE_TAG: platform.node()} if keeps_records_elsewhere(folder) else {}
+
+
 def tag_machine(context: dg.InitResourceContext) -> None:
     """Say in a run's record on which machine it is, if other machines read it there."""
     instance = context.instance
     if instance is None or context.run is None:
         return
-    if keeps_records_elsewhere(Path(instance.root_directory)):
-        instance.add_run_tags(context.run.run_id, {MACHINE_TAG: platform.node()})
+    if tags := machine_tags(Path(instance.root_directory)):
+        instance.add_run_tags(context.run.run_id, tags)
 
 
 def is_of_another_machine(run: dg.DagsterRun) -> bool:

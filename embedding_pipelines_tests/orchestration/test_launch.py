@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ from embedding_pipelines.errors import BucketError, BusyError, StoreError
 from embedding_pipelines.orchestration import dead_runs
 from embedding_pipelines.orchestration.failures import problem_of, readable_records
 from embedding_pipelines.orchestration.instance import ensure_instance_folder, open_instance
-from embedding_pipelines.orchestration.launch import run_pipeline
+from embedding_pipelines.orchestration.launch import HOME_TAG, run_pipeline, run_work
+from embedding_pipelines.orchestration.records import MACHINE_TAG
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.remote import is_current, open_remote
 from embedding_pipelines.storage.generations import Generations
@@ -128,6 +130,29 @@ def test_a_second_run_is_refused_and_ends_the_first_one_after_it_was_killed(
     assert run_pipeline(home, spec, Silent()).problem == ""
     assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     assert live_rows(home) == 40
+
+
+def test_a_run_of_another_machine_with_the_same_home_is_left_alone(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec, job = notes(home), dg.GraphDefinition(name="notes").to_job()
+    tags = {HOME_TAG: str(home), MACHINE_TAG: "another"}
+    instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert run_pipeline(home, spec, Silent()).problem == ""
+    assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.STARTED]
+
+
+def test_a_piece_of_work_says_on_which_machine_it_is_where_others_read_it(
+    home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "embedding_pipelines.orchestration.records.keeps_records_elsewhere"
+    for is_elsewhere in (False, True):
+        monkeypatch.setattr(place, lambda _, answer=is_elsewhere: answer)
+        run_id = str(uuid.uuid4())
+        assert run_work(home, "notes", "optimize", run_id, lambda _: None).problem == ""
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        assert (MACHINE_TAG in run.tags) is is_elsewhere
 
 
 def test_a_run_whose_process_was_killed_is_ended_and_one_that_lives_is_not(
