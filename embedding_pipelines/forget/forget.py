@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.deployments import read_deployments
 from embedding_pipelines.embedding.batch_jobs import forget_keys
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files, read_json, write_json
-from embedding_pipelines.forget.proof import Needles, look_for
+from embedding_pipelines.forget.proof import Needles, look_for, strings
 from embedding_pipelines.forget.traces import (
     Traces,
     cache_keys,
@@ -177,7 +178,9 @@ def forget(
         _erase_from_table(run, traces, receipt)
         _erase_rows(run, traces, places, receipt)
         _erase_reports(run, receipt)
-        receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(traces.ids)
+        receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
+            traces.ids, lambda line: any(map(needles.are_in, strings(line)))
+        )
         _check(run, traces, needles, receipt)
         if writer is not None:
             writer.forget()
@@ -444,6 +447,11 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
     for each in sorted(others):
         receipt.notes.append(
             f"Pipeline {each!r} holds some of the texts too: forget them there as well."
+        )
+    if places := [each.endpoint for each in read_deployments(run.folder)]:
+        receipt.notes.append(
+            f"{name!r} is deployed to {', '.join(places)}, where its releases are as they were: "
+            "undeploy it there, then deploy it again."
         )
     if exports := [path.name for path in list_files(warehouse.root / "exports", f"{name}-*")]:
         receipt.notes.append(

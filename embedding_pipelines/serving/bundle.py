@@ -7,7 +7,8 @@ that it is whole and that its own model gives the same vectors.
     licences/         of this package, and of the model where its files say so
     home/             laid out as a home: pipeline file, codec, table, and the model's files
 
-Nothing that was deleted or forgotten is in it: the table is built from the release's rows. With
+Nothing is in it that was forgotten, or deleted before the release: the table is built from the
+release's rows. With
 shards, another machine can also go on from it (`imports.py`).
 """
 
@@ -38,6 +39,7 @@ from embedding_pipelines.errors import (
     EmbeddingPipelinesError,
     SpaceMismatchError,
     StoreError,
+    counted,
 )
 from embedding_pipelines.files import list_files, read_json, temporary_folder, write_json
 from embedding_pipelines.objects import is_uri, open_bucket
@@ -136,6 +138,12 @@ def write_bundle(
         if with_shards:
             stack.enter_context(folder.lock("run", timeout_seconds=0))
         release = live_release(folder)
+        newer = {each.id for _, each in pushed_log(warehouse, pipeline).changes(release.pushed)}
+        if newer:
+            progress.note(
+                f"{counted(len(newer), 'document')} put or deleted since release {release.number}: "
+                f"the bundle holds what the release does. Run {pipeline} first to have it newer."
+            )
         model = stack.enter_context(release.spec.model.open(warehouse.home))
         require_portable(release.spec.model, warehouse.home)
         draft = stack.enter_context(temporary_folder(to.absolute().parent, f".{to.name}-"))

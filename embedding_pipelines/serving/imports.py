@@ -141,7 +141,7 @@ class _Taker:
         self._place_files(result)
         if theirs and self.goes_on:
             write_forgotten(list_here, here.joined(theirs))
-        release = release.model_copy(update={"pushed": self._take_pushed()})
+        release = release.model_copy(update={"pushed": self._take_pushed(here)})
         placed = self._place_table(release, before)
         self._try(placed, model)
         if self.goes_on:
@@ -218,13 +218,18 @@ class _Taker:
             shutil.copyfile(self.own.home / name, home / name)
         result.files = sorted(new)
 
-    def _take_pushed(self) -> int:
-        """Take over what was pushed there, where nothing was pushed of the same document here; the
-        number up to which the release holds what the log here now has."""
+    def _take_pushed(self, here: Forgotten) -> int:
+        """Take over what was pushed there, where nothing was pushed of the same document here and it
+        is not forgotten here; the number up to which the release holds what the log here now has.
+        """
         log, theirs = pushed_log(self.warehouse, self.name), pushed_log(self.own, self.name)
         log.fetch()
         words = log.words()
-        changes = [change for _, change in theirs.changes() if change.id not in words]
+        changes = [
+            change
+            for _, change in theirs.changes()
+            if change.id not in words and not (here and here.has("id", change.id))
+        ]
         if changes and self.goes_on:
             log.append(changes)
         return 0 if words else log.last()

@@ -8,7 +8,7 @@ KEPT_DAYS; a line that is torn is left out.
 import hashlib
 import secrets
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -83,7 +83,7 @@ class Receipts:
             query=query if keeps_text else None,
             hash=self._hash(query),
             mode=mode,
-            filter=filter,
+            filter=filter if keeps_text else None,  # which may name somebody, too
             k=k,
             documents=list(dict.fromkeys(documents)),
         )
@@ -91,8 +91,10 @@ class Receipts:
         return receipt.id
 
     def rate(self, receipt: str, document_id: str, rating: int) -> bool:
-        """Write what somebody said of a document; False if there is no such receipt."""
-        if all(receipt != each.id for each in self._of_day(receipt.partition("-")[0])):
+        """Write what somebody said of a document; False if there is no such receipt, or it did not
+        show the document, which may have been forgotten since."""
+        receipts = self._of_day(receipt.partition("-")[0])
+        if all(receipt != each.id or document_id not in each.documents for each in receipts):
             return False
         self._append(asdict(Rating(receipt, document_id, rating)))
         return True
@@ -108,15 +110,19 @@ class Receipts:
                     receipts.append(Receipt(**line))
         return receipts, ratings
 
-    def forget(self, ids: Collection[str]) -> int:
-        """Remove documents from all receipts, and ratings of them; returns from how many lines."""
+    def forget(
+        self, ids: Collection[str], quotes: Callable[[Any], bool] = lambda line: False
+    ) -> int:
+        """Remove documents from all receipts, ratings of them, and receipts whose line `quotes`
+        what is forgotten; returns from how many lines."""
         changed = 0
         if not self.folder.is_dir():
             return changed
         with self._lock():
             for path in self._files():
                 lines, torn = read_lines(path)
-                kept = [line for line in (_without(line, ids) for line in lines) if line]
+                left = (_without(line, ids) for line in lines if not quotes(line))
+                kept = [line for line in left if line]
                 if kept != lines or torn:
                     changed += sum(line not in kept for line in lines)
                     write_lines(path, kept)

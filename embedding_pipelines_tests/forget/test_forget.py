@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.deployments import Deployment, write_deployment
 from embedding_pipelines.errors import BusyError, ConfigError, DocumentError, StoreError
 from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
 from embedding_pipelines.progress import Silent
@@ -17,6 +19,7 @@ from embedding_pipelines.report.page import write_report
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.forgotten import COPY
 from embedding_pipelines.storage.pushed import pushed_log
+from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import Warehouse, read_table
 from embedding_pipelines_tests.chain import (
     live_rows,
@@ -90,6 +93,27 @@ def test_a_document_is_in_no_file_and_everything_else_stays(released: Path) -> N
     written = Path(receipt.path).read_text()
     assert json.loads(written)["checked"]["texts"] >= 2
     assert not any(word in written for word in ("Ada", "ada"))
+
+
+def test_searches_that_quote_it_are_in_no_receipt_and_deployments_are_named(home: Path) -> None:
+    release(home, [*ROWS, ("ada", SECRET, "c")])
+    folder = run_of(home, "p").folder
+    receipts, given = Receipts(folder.folder), {"release": 1, "mode": "text", "k": 1}
+    receipts.add(SECRET, ["ada"], keeps_text=True, **given)
+    receipts.add("word3", ["ada", "id-3"], keeps_text=True, **given)
+    deployment = Deployment(
+        endpoint="http://there",
+        target="server",
+        pipeline="p",
+        release=1,
+        space_id="",
+        deployed_at=datetime.now(UTC),
+    )
+    write_deployment(folder, deployment)
+    result = forget_it(home, "ada")
+    assert result.left == []
+    assert [(each.query, each.documents) for each in receipts.read()[0]] == [("word3", ["id-3"])]
+    assert any("deployed to http://there" in note for note in result.notes)
 
 
 def test_its_words_leave_the_full_text_index(home: Path) -> None:

@@ -100,7 +100,7 @@ def test_ratings_are_relevance_judgements_of_the_next_candidate(searched: Path) 
     for each in receipts.read()[0]:
         assert receipts.rate(each.id, f"id-{each.query}", 3)
     first = receipts.read()[0][0]
-    assert receipts.rate(first.id, "id-of-nothing", 0)
+    assert receipts.rate(first.id, first.documents[-1], 0)
     write_csv(searched, "b.csv", [("new", "something else entirely", "thing")])
     run_steps(searched, "p")
     metrics = live_release(run_of(searched, "p").folder).metrics
@@ -109,7 +109,9 @@ def test_ratings_are_relevance_judgements_of_the_next_candidate(searched: Path) 
 
 def test_ratings_of_documents_that_are_gone_hold_nothing_up(searched: Path) -> None:
     receipts = Receipts(Warehouse(searched).pipeline("p").folder)
-    receipts.rate(receipts.read()[0][0].id, "never-there", 3)
-    write_csv(searched, "b.csv", [("new", "something else entirely", "thing")])
+    first = receipts.read()[0][0]
+    assert receipts.rate(first.id, first.documents[0], 3)
+    rows = [row for row in ROWS if row[0] != first.documents[0]]
+    write_csv(searched, "a.csv", [*rows, ("new", "something else entirely", "thing")])
     run_steps(searched, "p")
     assert live_release(run_of(searched, "p").folder).number == 2

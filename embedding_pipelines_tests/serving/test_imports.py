@@ -13,6 +13,7 @@ from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.serving.bundle import write_bundle
 from embedding_pipelines.serving.imports import import_bundle
 from embedding_pipelines.storage.forgotten import read_forgotten
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
@@ -143,6 +144,20 @@ def test_what_a_home_has_forgotten_stays_out_of_it(here: Path, there: Path) -> N
         assert files_with(there / "data" / "warehouse", SECRET) == []
     run_steps(there, "p")
     assert files_with(there / "data" / "warehouse", SECRET) == []
+
+
+def test_no_word_on_what_is_forgotten_here_comes_with_a_bundle(here: Path, there: Path) -> None:
+    write_csv(there, "a.csv", [*ROWS, ("ada", SECRET, "c")])
+    write_pipeline(there, "p", QUICK)
+    run_steps(there, "p")
+    with run_of(there, "p") as run:
+        forget(run, ["ada"], [])
+    with Pusher(run_of(here, "p").spec, Warehouse(here)) as pusher:
+        pusher.put([{"id": "ada", "title": SECRET}])
+        pusher.delete(["ada"])
+    run_steps(here, "p")
+    carry(here, there)
+    assert pushed_log(Warehouse(there), "p").words() == {}
 
 
 def test_what_was_forgotten_elsewhere_stays_out_here(here: Path, there: Path) -> None:

@@ -56,7 +56,23 @@ def test_a_forgotten_document_is_in_no_receipt(tmp_path: Path) -> None:
     read, ratings = receipts.read()
     assert read[0].documents == ["2"]
     assert [rating.document_id for rating in ratings] == ["2"]
+    assert not receipts.rate(name, "1", 1)  # its id does not come back
     assert Receipts(tmp_path / "none").forget({"1"}) == 0
+
+
+def test_a_receipt_that_quotes_what_is_forgotten_goes_as_a_whole(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path)
+    add(receipts)
+    kept = add(receipts, "blue whale")
+    assert receipts.forget(set(), lambda line: "fox" in line["query"]) == 1
+    assert [each.id for each in receipts.read()[0]] == [kept]
+
+
+def test_with_a_hash_the_filter_is_not_kept_either(tmp_path: Path) -> None:
+    receipts, given = Receipts(tmp_path), {"release": 1, "mode": "text", "k": 1}
+    for keeps_text in (True, False):
+        receipts.add("fox", [], filter="who = 'Ann'", keeps_text=keeps_text, **given)
+    assert [each.filter for each in receipts.read()[0]] == ["who = 'Ann'", None]
 
 
 def test_days_that_are_over_are_deleted(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ async def feedback(
         rating = CLICK if body.rating is None else body.rating
         if not receipts.rate(body.receipt_id, body.document_id, rating):
             raise NotFound(
-                f"Pipeline {name!r} has no receipt {body.receipt_id!r}. Send the receipt_id of a "
-                "search's reply; it is null for searches of which none is kept."
+                f"Pipeline {name!r} has no receipt {body.receipt_id!r} that shows document "
+                f"{body.document_id[:80]!r}. Send the receipt_id of a search's reply and one of its "
+                "documents; it is null for searches of which none is kept."
             )
 
     await asyncio.to_thread(write)
