@@ -4,16 +4,19 @@ It is the report's map, with the same places, kept in the warehouse for the next
 of 50,000 chunks takes half a minute of one processor; while it is made, searches are answered.
 """
 
-import threading
+import asyncio
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.progress import Silent
-from embedding_pipelines.releases import find_released, live_release
+from embedding_pipelines.releases import Release, find_released, live_release
 from embedding_pipelines.report.map import place_points, read_points
 from embedding_pipelines.report.searches import cut
 from embedding_pipelines.serving.wire import MapResponse
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 
 DIGITS = 3  # after the point: finer than a screen
@@ -24,29 +27,50 @@ class Maps:
 
     def __init__(self, warehouse: Warehouse) -> None:
         self._warehouse = warehouse
-        self._maps: dict[str, MapResponse] = {}
-        self._lock = threading.Lock()  # one is made at a time
+        self._maps: dict[str, tuple[Release, MapResponse]] = {}
+        self._thread = ThreadPoolExecutor(1, "map")  # its own: searches need the others
 
-    def get(self, pipeline: str) -> MapResponse:
-        """The map of the live release; to be called in a thread. Raises ConfigError for a pipeline
-        that there is not, ReleaseError without a release."""
+    async def get(self, pipeline: str) -> MapResponse:
+        """The map of the live release, without documents that were replaced or deleted since.
+        Raises ConfigError for a pipeline that there is not, ReleaseError without a release."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._get, pipeline)
+
+    def close(self) -> None:
+        """Waits for the map that is made."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _get(self, pipeline: str) -> MapResponse:
         name = find_released(self._warehouse, pipeline)
         folder = self._warehouse.pipeline(name)
         release = live_release(folder)
-        with self._lock:
-            before = self._maps.get(name)
-            if before is None or before.release != release.number:
-                codec = CodecChain.load(folder.codecs / release.codec)
-                table = release.spec.store.table(self._warehouse.tables, release.table)
-                points = read_points(table, release, codec, Silent())
-                xy = np.round(place_points(folder, release, points, Silent()).xy, DIGITS)
-                self._maps[name] = MapResponse(
-                    release=release.number,
-                    rows=release.rows,
-                    chunks=points.chunk_ids,
-                    documents=points.document_ids,
-                    texts=[cut(text) for text in points.texts],
-                    x=xy[:, 0].tolist(),
-                    y=xy[:, 1].tolist(),
-                )
-            return self._maps[name]
+        before, places = self._maps.get(name, (None, None))
+        if (
+            places is None or before != release
+        ):  # a number comes again where a pipeline is made anew
+            codec = CodecChain.load(folder.codecs / release.codec)
+            table = release.spec.store.table(self._warehouse.tables, release.table)
+            points = read_points(table, release, codec, Silent())
+            xy = np.round(place_points(folder, release, points, Silent()).xy, DIGITS)
+            places = MapResponse(
+                release=release.number,
+                rows=release.rows,
+                chunks=points.chunk_ids,
+                documents=points.document_ids,
+                texts=[cut(text) for text in points.texts],
+                x=xy[:, 0].tolist(),
+                y=xy[:, 1].tolist(),
+            )
+            self._maps[name] = release, places
+        log = pushed_log(self._warehouse, name)
+        words = {change.id: change.kind for _, change in log.changes(release.pushed)}
+        hidden = {document for document, kind in words.items() if kind != "withdraw"}
+        return _without(places, hidden) if hidden else places
+
+
+def _without(places: MapResponse, hidden: Collection[str]) -> MapResponse:
+    """A map without some documents."""
+    kept = [at for at, document in enumerate(places.documents) if document not in hidden]
+    names = ("chunks", "documents", "texts", "x", "y")
+    return places.model_copy(
+        update={name: [getattr(places, name)[at] for at in kept] for name in names}
+    )

@@ -130,6 +130,7 @@ class Server:
             await asyncio.gather(self._loading, return_exceptions=True)
         self._is_closed = True  # an index that is being built is given up
         await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self.maps.close)
         for _, searcher in self._searchers.values():
             searcher.close()
         for model in self.workers:

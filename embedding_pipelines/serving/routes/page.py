@@ -1,6 +1,5 @@
 """The search page at `/`, for people: it asks the same API as programs do."""
 
-import asyncio
 from importlib.resources import files
 from typing import Annotated
 
@@ -55,4 +54,4 @@ async def pipelines(request: Request) -> list[PagePipeline]:
 async def map_of(pipeline: Annotated[str, Query()], request: Request) -> MapResponse:
     """Where each chunk of a pipeline's live release stands on a plane; 50,000 at most."""
     server: Server = request.app.state.server
-    return await asyncio.to_thread(server.maps.get, pipeline)
+    return await server.maps.get(pipeline)

@@ -1,11 +1,16 @@
 """The files of the search page and the data that only it asks for; `test_page_in_browser.py` uses
 it as people do."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_pipelines.serving.maps import Maps
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv
 from embedding_pipelines_tests.serving.homes import KEY, build, client_of
 
@@ -52,6 +57,30 @@ def test_a_map_has_a_place_for_each_chunk_and_follows_the_live_release(tmp_path:
         run_steps(home, "things")
         now = client.get("/page/map", params={"pipeline": "things"}).json()
         assert (now["release"], sorted(now["documents"])) == (2, ["1", "2", "3"])
+
+
+def test_a_map_shows_no_document_that_was_deleted_since(tmp_path: Path) -> None:
+    home = build(tmp_path)
+    with client_of(home) as client:
+        for _ in range(2):  # the second from what is kept
+            client.post("/api/embedding-pipelines/things/documents/delete", json={"ids": ["1"]})
+            now = client.get("/page/map", params={"pipeline": "things"}).json()
+            assert (now["documents"], now["texts"], len(now["x"])) == (["2"], ["blue whale"], 1)
+
+
+def test_a_map_takes_no_thread_that_searches_need(built_home: Path) -> None:
+    async def work() -> list[str]:
+        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, is_over.wait)
+        maps = Maps(Warehouse(built_home))
+        places = await asyncio.wait_for(maps.get("things"), 60)
+        is_over.set()
+        await busy
+        maps.close()
+        return places.documents
+
+    assert asyncio.run(work()) == ["1", "2"]
 
 
 def test_a_map_of_no_pipeline_is_an_error_in_a_sentence(client: TestClient) -> None:
