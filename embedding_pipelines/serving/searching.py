@@ -30,8 +30,11 @@ async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
             return released[0]
         which = ", ".join(map(repr, released)) or "none has a release yet"
         raise BadRequest(f"pipeline is missing. Name one of: {which}.")
+    name = str(pipeline)
+    if name in served:
+        return name
     try:
-        name = find_name(server.home, str(pipeline))
+        name = await asyncio.to_thread(find_name, server.home, name)
     except ConfigError as error:
         raise NotFound(str(error)) from None
     if name in served:
@@ -62,7 +65,10 @@ async def search_pipeline(
     from embedding_pipelines.search import is_unreleased
 
     served = (await server.served()).get(name)
-    if served and not served.release and is_unreleased(server.warehouse, name, mode):
+    has_texts_alone = False
+    if served and not served.release:  # in a thread: it may open the model, or ask a bucket
+        has_texts_alone = await asyncio.to_thread(is_unreleased, server.warehouse, name, mode)
+    if served and has_texts_alone:
         texts = await asyncio.to_thread(server.unreleased, served)
         return [await asyncio.to_thread(texts.search, query, k, filter) for query in queries]
     searcher = await asyncio.to_thread(server.searcher, name)

@@ -98,9 +98,9 @@ def test_a_document_is_in_no_file_and_everything_else_stays(released: Path) -> N
 def test_searches_that_quote_it_are_in_no_receipt_and_deployments_are_named(home: Path) -> None:
     release(home, [*ROWS, ("ada", SECRET, "c")])
     folder = run_of(home, "p").folder
-    receipts, given = Receipts(folder.folder), {"release": 1, "mode": "text", "k": 1}
-    receipts.add(SECRET, ["ada"], keeps_text=True, **given)
-    receipts.add("word3", ["ada", "id-3"], keeps_text=True, **given)
+    receipts = Receipts(folder.folder)
+    for query, documents in ((SECRET, ["ada"]), ("word3", ["ada", "id-3"])):
+        receipts.add(query, documents, release=1, mode="text", k=1, keeps_text=True)
     deployment = Deployment(
         endpoint="http://there",
         target="server",

@@ -69,9 +69,11 @@ def test_a_receipt_that_quotes_what_is_forgotten_goes_as_a_whole(tmp_path: Path)
 
 
 def test_with_a_hash_the_filter_is_not_kept_either(tmp_path: Path) -> None:
-    receipts, given = Receipts(tmp_path), {"release": 1, "mode": "text", "k": 1}
+    receipts = Receipts(tmp_path)
     for keeps_text in (True, False):
-        receipts.add("fox", [], filter="who = 'Ann'", keeps_text=keeps_text, **given)
+        receipts.add(
+            *("fox", []), release=1, mode="text", k=1, filter="who = 'Ann'", keeps_text=keeps_text
+        )
     assert [each.filter for each in receipts.read()[0]] == ["who = 'Ann'", None]
 
 

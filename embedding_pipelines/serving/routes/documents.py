@@ -88,8 +88,12 @@ async def _pusher(caller: Caller, pipeline: str) -> AsyncIterator[tuple[Pusher, 
         raise NotFound(str(error)) from None
     served = await server.find(name)
     model = served.model.model
-    with await asyncio.to_thread(Pusher, spec, server.warehouse, model) as pusher:
-        yield pusher, served.model
+    served.model.users += 1  # so that it stays open, whatever becomes live meanwhile
+    try:
+        with await asyncio.to_thread(Pusher, spec, server.warehouse, model) as pusher:
+            yield pusher, served.model
+    finally:
+        served.model.users -= 1
 
 
 def _reply(receipt: Receipt) -> DocumentsReceipt:

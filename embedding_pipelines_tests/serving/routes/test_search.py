@@ -1,5 +1,8 @@
 """`POST /search`: one query or many, in each mode, with filters; and what is wrong with a request."""
 
+import asyncio
+import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_pipelines.delete import delete_pipeline
-from embedding_pipelines.search import search
+from embedding_pipelines.search import is_unreleased, search
 from embedding_pipelines.serving.wire import RELEASE_HEADER, SPACE_HEADER, TIMEOUT_HEADER
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
@@ -38,6 +41,37 @@ def post(client: TestClient, **body: Any) -> dict[str, Any]:
     assert reply.status_code == 200, reply.text
     result: dict[str, Any] = reply.json()
     return result
+
+
+def test_what_may_open_a_model_or_ask_a_bucket_does_so_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pipeline(tmp_path, "p", HASHING)
+    write_csv(tmp_path, "a.csv", [(1, "red fox", "animal")])
+    in_loop = list[bool]()
+
+    def look(*arguments: Any) -> bool:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            in_loop.append(True)
+        in_loop.append(False)
+        return is_unreleased(*arguments)
+
+    monkeypatch.setattr(sys.modules["embedding_pipelines.search"], "is_unreleased", look)
+    with client_of(tmp_path) as client:
+        assert client.post("/search", json={"query": "fox", "mode": "text"}).status_code in (
+            400,
+            409,
+        )
+        body = {"query": "fox", "mode": "text", "pipeline": "p"}
+        assert client.post("/search", json=body).status_code == 409
+    assert in_loop == [False]
+
+
+def test_a_request_for_more_hits_than_memory_holds_is_400(hybrid: TestClient) -> None:
+    reply = hybrid.post("/search", json={"query": ["fox"] * 11, "k": 10_000})
+    assert reply.status_code == 400
+    assert "110,000 hits" in reply.json()["error"]
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid", None])
