@@ -50,7 +50,10 @@ INDEX = "bucket.json"  # in the pipeline's folder: what it has of the bucket
 # Files of the pipeline's folder that belong to this machine, and folders that can be made again.
 # Batch jobs and deployments are of the machine that made them, receipts of the server that writes
 # them, whoever else publishes meanwhile.
-OWN_FILES = (INDEX, "activity.json", "last_run.json", "batch_jobs.json", "deployments.json")
+OWN_FILES = (
+    *(INDEX, "activity.json", "last_run.json", "batch_jobs.json", "deployments.json"),
+    "received.json",
+)
 OWN_FOLDERS = ("maps", "candidates", "receipts")
 OWN_ENDINGS = (".lock", ".damaged", ".torn")
 FORGOTTEN = "forgotten/"  # the start of the paths of what must not come back

@@ -14,10 +14,12 @@ import pytest
 
 from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.objects import Bucket
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.remote import Remote, Writer, is_current, refresh
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.serving.uploads import RECEIVED
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import re_embed
@@ -124,6 +126,18 @@ def test_a_reader_of_all_fetches_all(one: Path, two: Path) -> None:
     own = {"activity.json", "last_run.json", "bucket.json", "run.lock", "step.lock"}
     theirs = {name for name in files_of(one) if name.startswith(("tables", "pipelines"))}
     assert {n for n in theirs if n.rpartition("/")[2] not in own} <= files_of(two)
+
+
+def test_what_was_deployed_to_a_machine_is_on_record_there_alone(one: Path, two: Path) -> None:
+    """And stays so, whatever another one publishes."""
+    refresh(Warehouse(two), "p")
+    path = Warehouse(two).pipeline("p").folder / RECEIVED
+    write_json(path, {"releases": [1]})
+    write_csv(one, "a.csv", EDITED)
+    run_shared(one)
+    refresh(Warehouse(two), "p")
+    assert read_json(path) == {"releases": [1]}
+    assert not (Warehouse(one).pipeline("p").folder / RECEIVED).exists()
 
 
 def test_a_status_fetches_records_alone(one: Path, two: Path) -> None:
