@@ -10,7 +10,7 @@ from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_releases
-from embedding_pipelines.remote import writing
+from embedding_pipelines.remote import fetch_state, writing
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
 from embedding_pipelines.storage.pushed import pushed_log
@@ -37,6 +37,8 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
     is_name = NAME.fullmatch(name) is not None  # else a file that could never run
     if not files and not (is_name and folder.folder.exists()):
         find_pipeline(name, home)  # raises
+    if is_name:
+        fetch_state(warehouse, name)  # another machine may have run it
     paths: list[Path] = []
     if is_name:  # what a name is found by goes last, so that a deletion that was stopped goes on
         paths += [

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from embedding_pipelines.delete import delete_pipeline
+from embedding_pipelines.delete import delete_pipeline, plan_deletion
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.objects import Bucket
@@ -388,6 +388,16 @@ def test_what_is_deleted_goes_from_the_bucket_and_from_other_machines(
     assert read_releases(Warehouse(two).pipeline("p")).releases == []
     assert run_shared(one) == []  # the cache has them
     assert_same_rows(live_rows(one, "p"), live_rows(two, "p"))
+
+
+def test_a_machine_that_never_ran_it_deletes_what_another_published(
+    one: Path, two: Path, tmp_path: Path
+) -> None:
+    run_shared(one)
+    assert plan_deletion(two, "p", keep_file=True).releases == [1]
+    delete_pipeline(two, "p", keep_file=True)
+    left = {path.suffix for path in (tmp_path / "bucket").rglob("*") if path.is_file()}
+    assert left.isdisjoint({".parquet", ".lance", ".manifest"})
 
 
 def test_releases_that_were_never_published_are_not_replaced(
