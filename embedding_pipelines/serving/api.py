@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import logging
 import pkgutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -125,6 +125,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     sentences = {
         404: f"There is no {request.url.path!r} here. /docs lists what there is.",
         405: f"{request.url.path!r} does not take {request.method}. /docs says what it takes.",
+        400: "The body cannot be read. Send JSON in UTF-8, nested less deeply.",
     }
     reply = error_reply(error.status_code, sentences.get(error.status_code, str(error.detail)))
     reply.headers.update(error.headers or {})
@@ -133,7 +134,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+    faults = list(map(_describe, error.errors()))
     return error_reply(400, f"The request is wrong: {'; '.join(dict.fromkeys(faults))}.")
 
 
@@ -148,10 +149,25 @@ async def _on_fault(request: Request, error: Exception) -> JSONResponse:
     return error_reply(500, INTERNAL)
 
 
+def _describe(fault: Mapping[str, Any]) -> str:
+    """What is wrong, and where."""
+    location, kind = fault["loc"], fault["type"]
+    if kind == "json_invalid":
+        return f"the body is no JSON at character {location[-1]}: {fault['ctx']['error']}"
+    if location == ("body",) and kind == "model_attributes_type":
+        return (
+            "the body is not an object of JSON, or not said to be. Send one, with the header "
+            "`Content-Type: application/json`"
+        )
+    return f"{_place(location)}: {fault['msg']}"
+
+
 def _place(location: tuple[int | str, ...]) -> str:
     """`input[3]` of a place in the body, `filter` of one in the query."""
     text = ""
-    for part in location[1:] or location:
+    # Where one of several types is meant, its name stands between: `list[constrained-str]`.
+    parts = [part for part in location if "constrained-" not in str(part)]
+    for part in parts[1:] or parts:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 

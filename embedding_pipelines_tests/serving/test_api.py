@@ -42,6 +42,30 @@ def test_an_unknown_path_and_a_wrong_method_are_sentences(client: TestClient) ->
     assert "does not take PUT" in client.put("/v1/embeddings").json()["error"]
 
 
+@pytest.mark.parametrize(
+    ("body", "type", "words"),
+    [
+        (b"no JSON", "application/json", "the body is no JSON at character 0: Expecting value."),
+        (b'{"input": "x"}', "text/plain", "with the header `Content-Type: application/json`."),
+        (b"[]", "application/json", "the body is not an object of JSON"),
+        (b'{"input": "\xff"}', "application/json", "Send JSON in UTF-8"),
+        (b"[" * 100_000, "application/json", "nested less deeply"),
+        (
+            b'{"input": ["a", 5]}',
+            "application/json",
+            "wrong: input: Input should be a valid string",
+        ),
+        (b'{"input": ["a", 5]}', "application/json", "; input[1]: Input should be a valid string."),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_told_why(
+    client: TestClient, body: bytes, type: str, words: str
+) -> None:
+    reply = client.post("/v1/embeddings", content=body, headers={"Content-Type": type})
+    assert reply.status_code == 400
+    assert words in reply.json()["error"]
+
+
 def test_the_document_lists_every_path_and_no_422(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     assert {"/v1/embeddings", "/health", "/ready"} <= document["paths"].keys()

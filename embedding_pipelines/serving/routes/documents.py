@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi import Path as InPath
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.home import pipelines_folder
 from embedding_pipelines.push import Pusher, Receipt
 from embedding_pipelines.releases import find_released
 from embedding_pipelines.serving.auth import allow
@@ -20,8 +21,9 @@ from embedding_pipelines.serving.wire import (
     DocumentsRequest,
     ErrorBody,
     NotFound,
+    Unavailable,
 )
-from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.load import find_file, read_pipeline
 
 router = APIRouter(
     prefix="/api/embedding-pipelines/{pipeline}/documents",
@@ -83,9 +85,15 @@ async def _pusher(caller: Caller, pipeline: str) -> AsyncIterator[tuple[Pusher, 
     server = caller.server
     try:
         name = await asyncio.to_thread(find_released, server.warehouse, pipeline)
-        spec = await asyncio.to_thread(find_pipeline, name, server.home)
+        file = await asyncio.to_thread(find_file, name, server.home)
     except ConfigError as error:
-        raise NotFound(str(error)) from None
+        raise NotFound(str(error).replace(f" in {pipelines_folder(server.home)}", "")) from None
+    try:
+        spec = await asyncio.to_thread(read_pipeline, file)
+    except ConfigError as error:
+        raise Unavailable(
+            f"Pipeline {name!r} takes no documents, for its file is broken: {error}"
+        ) from None
     served = await server.find(name)
     model = served.model.model
     served.model.users += 1  # so that it stays open, whatever becomes live meanwhile

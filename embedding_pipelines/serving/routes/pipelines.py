@@ -170,10 +170,11 @@ def undeploy(
 
     name, number = _find(request, str(body.id))
     places = [each.endpoint for each in read_deployments(_server(request).warehouse.pipeline(name))]
+    if not places:
+        raise BadRequest(f"Pipeline {name!r} is deployed to no endpoint: nothing is to be removed.")
     if body.endpoint not in (None, *places) or (len(places) != 1 and body.endpoint is None):
         raise BadRequest(
-            f"Pipeline {name!r} is deployed to {', '.join(places) or 'no endpoint'}. Name one of "
-            "its endpoints."
+            f"Pipeline {name!r} is deployed to {', '.join(places)}. Name one of these."
         )
     options = {"endpoint": body.endpoint, "sends_key": request.state.key == UNNAMED}
     return _start(request, response, name, number, "undeploy", options, key)

@@ -84,11 +84,17 @@ def undeploy(
     """
     folder = warehouse.pipeline(pipeline)
     deployments = read_deployments(folder)
+    if not deployments:
+        raise ConfigError(
+            f"Pipeline {pipeline!r} is deployed to nowhere, so that there is nothing to remove."
+        )
     chosen = [entry for entry in deployments if endpoint in (None, entry.endpoint)]
     if len(chosen) != 1:
-        places = ", ".join(entry.endpoint for entry in deployments) or "nowhere"
-        what = f"is not deployed to {endpoint}" if endpoint else "is deployed to no single endpoint"
-        raise ConfigError(f"Pipeline {pipeline!r} {what}: it is deployed to {places}.")
+        places = ", ".join(entry.endpoint for entry in deployments)
+        where = (
+            f"not deployed to {endpoint}, but to {places}" if endpoint else f"deployed to {places}"
+        )
+        raise ConfigError(f"Pipeline {pipeline!r} is {where}. Name one with --endpoint.")
     (deployment,) = chosen
     target = targets().get(deployment.target)
     if target is None:

@@ -111,6 +111,16 @@ def test_what_is_wrong_is_said_with_its_place(
     assert not Warehouse(home).pushed.exists()
 
 
+def test_a_pipeline_whose_file_is_broken_takes_no_documents(client: TestClient, home: Path) -> None:
+    write_pipeline(home, "notes", "model: {provider: nope}\n")
+    body = {"documents": [{"id": "a", "text": "x"}]}
+    reply = client.post("/api/embedding-pipelines/notes/documents", json=body)
+    assert reply.status_code == 503
+    assert "its file is broken: notes.yaml:1: " in reply.json()["error"]
+    reply = client.post("/api/embedding-pipelines/nots/documents", json=body)
+    assert str(home) not in reply.json()["error"]
+
+
 def test_nobody_writes_without_a_key(home: Path) -> None:
     with client_of(home, KEY) as client:
         reply = client.post(
