@@ -127,17 +127,17 @@ class Pusher:
             ignored=sorted(ignored),
         )
 
-    def delete(self, ids: Sequence[str]) -> Receipt:
-        """Delete documents, whether files hold them or not. Raises DocumentError for what is no
-        id."""
-        return self._say("delete", ids)
+    def delete(self, ids: Sequence[str], known_only: bool = False) -> Receipt:
+        """Delete documents, whether files hold them or not; with `known_only` nothing is said of
+        those that no search finds. Raises DocumentError for what is no id."""
+        return self._say("delete", ids, known_only)
 
     def withdraw(self, ids: Sequence[str]) -> Receipt:
         """Take back all that was ever pushed of documents: from the next run on, what files say of
         them counts again. Raises as `delete`."""
         return self._say("withdraw", ids)
 
-    def _say(self, kind: Kind, ids: Sequence[str]) -> Receipt:
+    def _say(self, kind: Kind, ids: Sequence[str], known_only: bool = False) -> Receipt:
         name = self._run.spec.name
         _check_count(name, ids, "ids")
         for at, each in enumerate(ids):
@@ -149,7 +149,11 @@ class Pusher:
             raise DocumentError(f"ids[{at}] holds half a character, a lone surrogate. Replace it.")
         unique = list(dict.fromkeys(ids))
         unknown = self._unknown(kind, unique)
-        number = self._log.append([Change(each, kind) for each in unique], self._taken)
+        if known_only:
+            unique = [each for each in unique if each not in unknown]
+        changes, number = [Change(each, kind) for each in unique], 0
+        if changes:
+            number = self._log.append(changes, self._taken)
         return Receipt(name, number, len(unique), unknown=unknown)
 
     def _check(self, source: Push, documents: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -73,7 +73,7 @@ async def withdraw(pipeline: Pipeline, body: DocumentIds, caller: AnyCaller) -> 
 async def delete(pipeline: Pipeline, document_id: str, caller: AnyCaller) -> DocumentsReceipt:
     """Delete one document. 404 if there is none of that id."""
     async with _pusher(caller, pipeline) as (pusher, _):
-        receipt = await asyncio.to_thread(pusher.delete, [document_id])
+        receipt = await asyncio.to_thread(pusher.delete, [document_id], known_only=True)
     if receipt.unknown:
         raise NotFound(f"Pipeline {receipt.pipeline!r} has no document {document_id!r}.")
     return _reply(receipt)

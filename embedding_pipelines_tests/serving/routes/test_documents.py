@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.ids import pipeline_ids
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import copy_home, write_pipeline
 from embedding_pipelines_tests.serving.homes import KEY, client_of
@@ -51,8 +52,11 @@ def test_documents_are_searchable_when_the_answer_comes(client: TestClient, home
     assert found(home, "notes", "one") == ["a/b?", "2"]
     assert client.delete(f"{path}/a%2Fb%3F").json()["documents"] == 1
     assert found(home, "notes", "one") == ["2"]
+    log = pushed_log(Warehouse(home), "notes")
+    before = log.last()
     reply = client.delete(f"{path}/a%2Fb%3F")
     assert reply.status_code == 404
+    assert log.last() == before  # nothing is said of what is not there
     assert reply.json() == {"error": "Pipeline 'notes' has no document 'a/b?'."}
 
 
