@@ -233,8 +233,6 @@ def core(environment: Environment) -> None:
     environment.names("explore", "clusters", "toy")
     environment.pipeline("objects", "{provider: hashing}", path="s3://shop/texts.csv")
     environment.names("buckets", "run", "objects")
-    reviews(environment)
-    environment.names("huggingface", "run", "reviews")
     shutil.rmtree(environment.home / "data" / "warehouse" / "dagster")
     without_postgres(environment)
 

@@ -68,6 +68,8 @@ def step_at_work(pipeline: str, run_id: str, step: str) -> Iterator[Callable[[St
             yield tell
         except (BatchPending, Paused):
             raise
-        except BaseException as error:
-            log.error("%s failed: %s", step, error, extra={FIELDS: {"error": type(error).__name__}})
+        except Exception as error:
+            if log.isEnabledFor(logging.INFO):  # else who began the run says it, once
+                fields = {FIELDS: {"error": type(error).__name__}}
+                log.error("%s failed: %s", step, error, extra=fields)
             raise

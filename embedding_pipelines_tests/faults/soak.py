@@ -56,6 +56,8 @@ GROWTH = (0.1, 20.0)  # of the memory of one kind of process, as a share and in 
 
 START = """mutation($sensor: SensorSelector!) {startSensor(sensorSelector: $sensor)
 {__typename ... on PythonError{message}}}"""
+EVENTS = """query($run: ID!) {logsForRun(runId: $run)
+{... on EventConnection {events {... on MessageEvent {message level}}}}}"""
 TICKS = """query($sensor: SensorSelector!) {sensorOrError(sensorSelector: $sensor)
 {... on Sensor{sensorState{ticks(limit: 1000){timestamp status}}}}}"""
 SENSOR = {**REPOSITORY, "sensorName": f"{NAME}_source_sensor"}
@@ -275,8 +277,12 @@ class Soak:
         self.figures.append(
             f"{sum(ended.values())} runs: {dict(ended)}; {len(self.released_at)} releases"
         )
-        if ended.keys() - {"SUCCESS"}:
-            self.problems.append(f"runs ended as {dict(ended)}")
+        for run in runs(ask):
+            if run["status"] != "SUCCESS":
+                began = f"after {run['startTime'] - spans[0][0]:.0f} s" if run["startTime"] else ""
+                events = ask(EVENTS, run=run["runId"])["logsForRun"]["events"]
+                why = [event["message"] for event in events if event.get("level") == "ERROR"]
+                self.problems.append(f"a run {began} ended as {run['status']}: {' '.join(why)}")
 
     def _judge_answers(self, windows: dict[int, tuple[float, float]]) -> None:
         """Of each answer every document, and of whole tables every document that is not there."""
