@@ -277,6 +277,8 @@ def records_on_a_server(environment: Environment) -> None:
 
 def without_postgres(environment: Environment) -> None:
     records_on_a_server(environment)
+    with (environment.home / "data" / "texts.csv").open("a") as file:
+        file.write("newer,A seal sleeps on the shore.\n")  # else there is nothing to record
     environment.names("postgres", "run", "toy")
 
 
