@@ -87,7 +87,7 @@ def _export(environment: Mapping[str, str]) -> None:
         return
     names = {} if "OTEL_SERVICE_NAME" in environment else {"service.name": "embedding-pipelines"}
     resource = need("opentelemetry.sdk.resources", "telemetry").Resource.create(names)
-    exporter = need(f"{EXPORTER}.trace_exporter", "telemetry")
+    exporter = need("opentelemetry.exporter.otlp.proto.http.trace_exporter", "telemetry")
     export = need("opentelemetry.sdk.trace.export", "telemetry")
     provider = sdk.TracerProvider(resource=resource)  # at its exit a process sends what is left
     provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter()))
