@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.receipts import Receipts
@@ -84,6 +85,12 @@ def test_one_that_answers_otherwise_is_told_with_the_queries(searched: Path) -> 
     assert not passed
     assert "12 queries to release 1 were shown, 0% is found again" in sentence
     assert "Least of: '" in sentence
+
+
+def test_what_the_queries_cost_is_known_before(searched: Path) -> None:
+    with run_of(searched, "p") as run:
+        cost = CHECKS["real_queries_answer_alike"].cost(run)
+    assert cost >= len(WORDS)
 
 
 def test_without_receipts_nothing_is_compared(home: Path) -> None:

@@ -3,10 +3,12 @@
 
 import numpy as np
 
+from embedding_pipelines.embedding.texts import count_tokens
 from embedding_pipelines.errors import StoreError, counted
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.queries import has_vector
 from embedding_pipelines.quality.real_queries import answers
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 
 LEAST_ANSWERS = 10  # fewer say nothing
@@ -19,7 +21,10 @@ class RealQueriesAnswerAlike(Check):
     effect = "warn"
 
     def cost(self, run: Run) -> int:
-        return 0  # the queries were embedded when they were answered, mostly
+        releases = read_releases(run.folder)
+        live = releases.get(releases.live)
+        queries = [answer.query for answer in answers(run, live)] if live else []
+        return sum(count_tokens(queries, run.model.tokenizer)) if queries else 0
 
     def collect(self, candidate: Candidate) -> None:
         if candidate.live is None:
