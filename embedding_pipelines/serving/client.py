@@ -117,6 +117,23 @@ class _Client:
             "address?"
         )
 
+    def _pause_after_reply(self, response: "httpx2.Response", attempt: int) -> float:
+        """Seconds until a request is sent again whose reply is an error. Raises that error if it is
+        not to be."""
+        pause = None
+        if response.status_code in TRANSIENT:
+            pause = self._pause(attempt, _retry_after(response))
+        if pause is None:
+            raise self._error(response)
+        return pause
+
+    def _pause_after_error(self, error: Exception, attempt: int) -> float:
+        """The same of a request that got no reply."""
+        pause = self._pause(attempt, None)
+        if pause is None:
+            raise self._unreachable(error)
+        return pause
+
     def _pause(self, attempt: int, retry_after: float | None) -> float | None:
         """Seconds until the next attempt; None: there is none."""
         if attempt >= self.retries:
@@ -264,17 +281,11 @@ class EmbeddingPipelines(_Client):
                     headers=call.headers,
                 )
             except httpx2.TransportError as error:
-                reason: ServingError = self._unreachable(error)
-                pause = self._pause(attempt, None)
+                pause = self._pause_after_error(error, attempt)
             else:
                 if response.is_success:
                     return _read(call, response)
-                reason = self._error(response)
-                if response.status_code not in TRANSIENT:
-                    raise reason
-                pause = self._pause(attempt, _retry_after(response))
-            if pause is None:
-                raise reason
+                pause = self._pause_after_reply(response, attempt)
             time.sleep(pause)
             attempt += 1
 
@@ -392,17 +403,11 @@ class AsyncEmbeddingPipelines(_Client):
                     headers=call.headers,
                 )
             except httpx2.TransportError as error:
-                reason: ServingError = self._unreachable(error)
-                pause = self._pause(attempt, None)
+                pause = self._pause_after_error(error, attempt)
             else:
                 if response.is_success:
                     return _read(call, response)
-                reason = self._error(response)
-                if response.status_code not in TRANSIENT:
-                    raise reason
-                pause = self._pause(attempt, _retry_after(response))
-            if pause is None:
-                raise reason
+                pause = self._pause_after_reply(response, attempt)
             await asyncio.sleep(pause)
             attempt += 1
 
