@@ -15,6 +15,7 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "evaluation": "An evaluation with qrels",
     "explore": "Exploring a table",
     "huggingface": "A dataset of the Hugging Face hub",
+    "images": "A source of images",
     "int8": "Precision int8",
     "local": "A model on this machine, or a file of tensors,",
     "openai": "The provider openai",

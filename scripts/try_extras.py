@@ -335,6 +335,17 @@ def telemetry(environment: Environment) -> None:
         raise Failed("No span has come.")
 
 
+PICTURES = """
+import io
+from PIL import Image
+from embedding_pipelines.images import Resize, decode, prepare
+
+image, file = Image.new("RGBA", (300, 200), (0, 0, 0, 0)), io.BytesIO()
+image.save(file, "PNG")
+assert prepare(decode(file.getvalue()), Resize(224, True, "bicubic")).min() == 255
+"""
+
+
 PDF = """
 import pypdf
 from pypdf.generic import DictionaryObject, NameObject, StreamObject
@@ -358,6 +369,11 @@ def pdf(environment: Environment) -> None:
     text = f"source: {source}\nmodel: {{provider: hashing}}\npartitions: 2\n"
     (environment.home / "pipelines" / "pages.yaml").write_text(text)
     environment.finds("pages")
+
+
+def pictures(environment: Environment) -> None:
+    """A white square with a transparent edge, from PNG to what a model is shown."""
+    environment.code(PICTURES)
 
 
 def judged(environment: Environment) -> None:
@@ -573,6 +589,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "evaluation": ("evaluation", evaluation),
     "explore": ("explore", explore),
     "huggingface": ("huggingface", huggingface),
+    "images": ("images", pictures),
     "int8": ("int8,offline", int8),  # the weights of a model, beside what runs it
     "local": ("local", local),
     "offline": ("offline", offline),
