@@ -6,9 +6,7 @@ removed afterwards; what follows is counted from them.
 
 import timeit
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
-from tempfile import gettempdir
 
 import numpy as np
 
@@ -16,8 +14,7 @@ from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import pack
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
-from embedding_pipelines.files import temporary_folder
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.inference.weights import local_folder, operations_per_token
 from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.quality.checks.not_worse_than_live import NotWorseThanLive, shrunk
@@ -27,6 +24,7 @@ from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
+from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.steps.embeddings import check_dimensions
 from embedding_pipelines.steps.vector_store import compare, open_table
 
@@ -73,18 +71,8 @@ def plan(run: Run) -> Plan:
             "true` in `model:` if it may; `run` needs no such word for code in the home folder."
         )
     refresh(run.warehouse, run.spec.name)
-    parent = Path(gettempdir())
-    with run.folder.lock_to_read(), temporary_folder(parent, "embedding-pipelines-plan-") as folder:
-        warehouse = run.warehouse.copy_for_reading(folder, run.spec.name)
-        with Run(run.spec, warehouse, run.progress, run.model) as copy:
-            try:
-                for name in ("documents", "chunks"):  # which cost nothing but time
-                    for _ in step_named(name).work(copy, run.spec.partition_names):
-                        pass
-                return _count(copy)
-            except EmbeddingPipelinesError as error:  # a user looks where the copy was made of
-                message = str(error).replace(str(copy.folder.folder), str(run.folder.folder))
-                raise type(error)(message) from error
+    with copy_with_chunks(run) as copy:
+        return _count(copy)
 
 
 def _count(run: Run) -> Plan:

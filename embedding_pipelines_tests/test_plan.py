@@ -330,7 +330,7 @@ def test_a_plan_writes_nothing_into_the_home_and_removes_what_killed_plans_left(
 ) -> None:
     run(home, server)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    left = tmp_path / "embedding-pipelines-plan-left"
+    left = tmp_path / "embedding-pipelines-copy-left"
     (left / "tales").mkdir(parents=True)
     write_csv(home, "b.csv", [(1_000, "a song about bears", "song")])
 
@@ -341,4 +341,4 @@ def test_a_plan_writes_nothing_into_the_home_and_removes_what_killed_plans_left(
         read_only.setattr("filelock.FileLock.acquire", refuse)
         read_only.setattr("embedding_pipelines.storage.warehouse.FileLock", refuse)
         assert plan(home).rows_new == 1
-    assert list(tmp_path.glob("embedding-pipelines-plan-*")) == []
+    assert list(tmp_path.glob("embedding-pipelines-copy-*")) == []
