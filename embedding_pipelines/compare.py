@@ -382,8 +382,8 @@ def _differences(
     result = {}
     for name, values in own.items():
         half = _figure([(other[name][query] - values[query] + 1) / 2 for query in values])
-        edges = (2 * value - 1 for value in (half.mean, half.low, half.high))
-        result[name] = Figure(*edges, half.queries)
+        mean, low, high = (2 * value - 1 for value in (half.mean, half.low, half.high))
+        result[name] = Figure(mean, low, high, half.queries)
     return result
 
 

@@ -134,7 +134,8 @@ def test_a_service_is_sent_what_was_said_and_nothing_twice(
     first = compare(tales, model, documents=5_000).models[1]
     sent = [text for body in service.requests for text in body["input"]]
     assert len(sent) == len(set(sent)) == 300 + 40
-    assert (first.tokens_sent, first.usd) == (first.tokens, pytest.approx(first.tokens * 2 / 1e6))
+    assert first.tokens_sent == first.tokens
+    assert first.usd == pytest.approx(first.tokens * 2 / 1e6)
     assert 0 < (first.usd_corpus or 0) < (first.usd or 0)
     asked = len(service.requests)
     again = compare(tales, model, documents=5_000).models[1]
