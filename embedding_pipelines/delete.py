@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from embedding_pipelines.deployments import read_deployments
@@ -13,6 +13,7 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import fetch_state, writing
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
+from embedding_pipelines.steps.output import delete_outputs, places_of
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -26,6 +27,7 @@ class Deletion:
     releases: list[int]
     paths: list[Path]  # files and folders
     size_bytes: int
+    outputs: list[str] = field(default_factory=list)  # places that it delivered to
 
 
 def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
@@ -61,12 +63,12 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
     releases: list[int] = []
     with contextlib.suppress(StoreError):  # damaged, and about to go
         releases = [release.number for release in read_releases(folder).releases]
-    return Deletion(name, releases, paths, sum(map(_size, paths)))
+    return Deletion(name, releases, paths, sum(map(_size, paths)), places_of(folder))
 
 
 def delete_pipeline(home: Path, name: str, keep_file: bool = False) -> Deletion:
-    """Delete a pipeline: its file, unless `keep_file`, and its rows, tables, releases, exports and
-    report.
+    """Delete a pipeline: its file, unless `keep_file`, and its rows, tables, releases, exports,
+    report and what it delivered to its `output`.
 
     Vectors stay in the embedding cache, so that a pipeline made again embeds nothing twice. What was
     published of it in a bucket goes, too. Raises BusyError while it runs, ConfigError if there is
@@ -83,6 +85,7 @@ def delete_pipeline(home: Path, name: str, keep_file: bool = False) -> Deletion:
         if writer is not None:
             writer.delete()
         deletion = plan_deletion(home, name, keep_file)
+        delete_outputs(warehouse, name)
         if not keep_file:
             pushed_log(warehouse, name).delete_shared()
         for record in (folder.releases_copy, folder.releases):

@@ -26,6 +26,7 @@ from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.steps.embeddings import check_dimensions
+from embedding_pipelines.steps.output import is_delivered
 from embedding_pipelines.steps.vector_store import compare, open_table
 
 REQUEST_SECONDS = 0.5  # of a service that nobody has asked yet
@@ -56,6 +57,7 @@ class Plan:
     missing: list[str] = field(default_factory=list)  # before a run can begin
     built_anew: str = ""  # what changed, so that all rows go into a new table
     held_back: str = ""  # why the run would be, as far as that can be foreseen
+    output: str = ""  # where the run would deliver its release
 
 
 def plan(run: Run) -> Plan:
@@ -91,6 +93,9 @@ def _count(run: Run) -> Plan:
         result.tokens_to_check = cost(run)
     later = result.tokens - direct
     budget = BudgetTracker.of(spec.budget, options, batch_jobs=later > 0)
+    is_other = bool(result.rows_new or result.rows_changed or result.rows_deleted)
+    if spec.output is not None and (is_other or not is_delivered(run)):
+        result.output = spec.output
     result.missing += [f"{what[0].upper()}{what[1:]}" for what in options.missing_keys()]
     if spec.budget is not None and (spec.budget.usd is not None or spec.budget.tokens is not None):
         fits = budget.holds(later or direct)

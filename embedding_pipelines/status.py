@@ -38,6 +38,7 @@ from embedding_pipelines.steps.documents import (
     is_pushed,
     read_files,
 )
+from embedding_pipelines.steps.output import output_state
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.steps.repair import damaged_states
 from embedding_pipelines.steps.vector_store import SAMPLE_BYTES, table_state
@@ -103,6 +104,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "forced": live.forced or None if live else None,
         "rolled_back": rolled_back,
         "drift": _drift(run),
+        "output": _output(run),
         "kept_releases": [release.number for release in releases.releases],
         "endpoints": [deployment.endpoint for deployment in read_deployments(run.folder)],
     }
@@ -380,6 +382,17 @@ def _lag(
     except EmbeddingPipelinesError as error:
         return str(error)
     return ""
+
+
+def _output(run: Run) -> str | None:
+    """Where the live release is delivered, and which one was; None without `output`."""
+    if run.spec.output is None:
+        return None
+    state = output_state(run)
+    if state is None:
+        return f"nothing is delivered to {run.spec.output} yet"
+    rows = counted(state.statistics["rows"], "row")
+    return f"release {state.release} in {state.place}: {rows}"
 
 
 def _freshness(live: Release | None, lag: str) -> str:

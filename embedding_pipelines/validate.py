@@ -15,6 +15,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import Input, ReadLog, Source, fetched
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.output import check_place
 from embedding_pipelines.storage.warehouse import Warehouse
 
 MAX_FILES = 20  # whose columns are looked at
@@ -57,6 +58,11 @@ def faults(
     home = warehouse.home
     if "source" not in wrong:
         yield from _of_source(spec, home)
+    if spec.output is not None and not wrong & {"source", "output"}:
+        try:
+            check_place(Run(spec, warehouse))
+        except ConfigError as error:
+            yield Fault(("output",), str(error))
     if "model" not in wrong:
         yield from (Fault(("model",), what) for what in spec.model.mistakes(home))
         yield from (Fault(("model",), what, is_key=True) for what in spec.model.missing_keys())

@@ -60,6 +60,7 @@ OPTIONAL = (  # in a status: left out where there is nothing to tell
     "rolled_back",
     "drift",
     "bucket",
+    "output",
     "endpoints",
 )
 

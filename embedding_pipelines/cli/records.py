@@ -80,8 +80,9 @@ def delete(
 ) -> Outcomes:
     """Delete a pipeline with all that it has produced.
 
-    That is its file, rows, table, releases, exports and report. Its source is not touched. Embedded
-    vectors stay in the cache, so that a pipeline that is made again costs nothing.
+    That is its file, rows, table, releases, exports, report and what it delivered to its `output`.
+    Its source is not touched. Embedded vectors stay in the cache, so that a pipeline that is made
+    again costs nothing.
     """
     from embedding_pipelines.delete import delete_pipeline, plan_deletion
 
@@ -96,8 +97,9 @@ def delete(
     what = f"{counted(len(deletion.releases), 'release')}, {size}"
     _confirm(yes, f"delete {name}: {what}", f"Delete {name}: {what}?")
     deletion = delete_pipeline(home_folder(), name, keep_file)
+    gone = [*map(str, deletion.paths), *deletion.outputs]
     result = asdict(deletion) | {"paths": list(map(str, deletion.paths))}
-    yield Output([result], partial(say, f"{name}: deleted, {what}", *map(str, deletion.paths)))
+    yield Output([result], partial(say, f"{name}: deleted, {what}", *gone))
 
 
 def _confirm(yes: bool, command: str, question: str) -> None:

@@ -293,6 +293,8 @@ def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
     if plan.tokens:
         took = "" if plan.seconds is None else f"about {words_of(plan.seconds)}: "
         lines.append(f"  takes    {took}{plan.seconds_from}")
+    if plan.output:
+        lines.append(f"  delivers the release to {plan.output}")
     if plan.held_back:
         lines.append(f"  checks   a run will hold this back: {plan.held_back}")
     return lines + [f"  missing  {what}" for what in plan.missing]

@@ -58,6 +58,7 @@ from embedding_pipelines.steps.documents import (
     is_pushed,
     read_files,
 )
+from embedding_pipelines.steps.output import forget_rows
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
@@ -177,6 +178,8 @@ def forget(
         receipt.erased["dagster_runs"] = erase_history(needles.are_in)
         _erase_from_table(run, traces, receipt)
         _erase_rows(run, traces, places, receipt)
+        if run.folder.output.exists():
+            receipt.erased["output_rows"] = forget_rows(run, traces.ids, receipt.release)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids, lambda line: any(map(needles.are_in, strings(line)))

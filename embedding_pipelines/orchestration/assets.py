@@ -41,7 +41,7 @@ from embedding_pipelines.progress import Paused, Progress, StepReport, sum_repor
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
-from embedding_pipelines.steps.chain import CHAIN, steps_of
+from embedding_pipelines.steps.chain import steps_of
 
 
 def pipeline_assets(spec: PipelineSpec, home: Path) -> list[dg.AssetsDefinition]:
@@ -90,7 +90,7 @@ def build_asset(
             with open_run(spec, home, warehouse, model, progress, context.log) as run:
                 try:
                     report = _perform(context, step, run, names)
-                    if step is CHAIN[-1]:
+                    if step is steps_of(spec)[-1]:
                         warehouse.publish(run.folder)
                 except BatchPending as waiting:
                     run.progress.note(str(waiting))
@@ -180,7 +180,7 @@ def _perform(
     try:
         with (
             run.folder.lock(),
-            recorded(run, step.name, step is CHAIN[-1]),
+            recorded(run, step.name, step is steps_of(run.spec)[-1]),
             step_at_work(run.spec.name, context.run.run_id, step.name) as tell,
         ):
             for report in step.work(run, names, context.op_execution_context.op_config):

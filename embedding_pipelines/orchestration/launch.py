@@ -77,9 +77,12 @@ def run_pipeline(
         resources = {"progress": progress, "warehouse": LockedWarehouseResource()}
         job = pipeline_definitions([spec], home, **resources).resolve_job_def(spec.name)
         tags = {**all_partitions(spec), **NO_RETRIES, HOME_TAG: str(home)}
-        names, config = None, dict[str, Any]()
+        names: list[str] | None = None
+        config = dict[str, Any]()
         if force_reason:
-            names, config = ["release"], {"release": {"force_reason": force_reason}}
+            chain = itertools.dropwhile(lambda step: step.name != "release", steps_of(spec))
+            names = [step.name for step in chain]
+            config = {"release": {"force_reason": force_reason}}
         elif retry_rejected:
             chain = itertools.dropwhile(lambda step: step.name != "embeddings", steps_of(spec))
             names = [step.name for step in chain if step.is_asset]

@@ -401,6 +401,7 @@ class PipelineReply(BaseModel):
     held_back: str | None = None
     forced: str | None = None
     rolled_back: str | None = None
+    output: str | None = Field(None, description="Which release was delivered, and where.")
     problem: str | None = Field(None, description="Of a broken file: what is wrong with it.")
     endpoints: list[str] = Field([], description="Where it is deployed.")
 

@@ -65,6 +65,17 @@ def covers(entries: Iterable[str], suffixes: tuple[str, ...], uri: str) -> bool:
     return False
 
 
+def reads(entry: str, place: str) -> bool:
+    """Whether files in a folder would be among those of an entry: both are absolute, or URIs."""
+    parts, names = entry.rstrip("/").split("/"), place.rstrip("/").split("/")
+    fixed = next((at for at, part in enumerate(parts) if _MAGIC & set(part)), len(parts))
+    if fixed == len(parts) or "**" in parts:  # all that is below is looked through
+        return names[:fixed] == parts[:fixed]
+    return _matches([*names, "b00-0123456789abcdef.parquet"], parts) or _matches(
+        [*names, "index.json"], parts
+    )
+
+
 def omissions(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[str]:
     """What walks through folders leave out, hidden names apart: a sentence for each reason."""
     home, places = Path(os.path.abspath(home)), Omissions()

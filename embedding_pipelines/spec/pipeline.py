@@ -7,6 +7,7 @@ import json
 import keyword
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
@@ -29,6 +30,7 @@ from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import FileSource, Source
 from embedding_pipelines.sources.events import ADDRESS
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
+from embedding_pipelines.spec.output import output_problem
 from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.spec.search import Search
 from embedding_pipelines.stores.base import Store
@@ -109,6 +111,7 @@ class PipelineSpec(BaseModel):
     store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field(
         {"kind": "lancedb"}, validate_default=True
     )
+    output: str | None = None  # a folder, or a prefix of a bucket: where each release is delivered
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
     receipts: ReceiptOptions = ReceiptOptions()
@@ -197,6 +200,16 @@ class PipelineSpec(BaseModel):
                 "a queue has events of S3 alone; name only s3:// addresses in source.path"
             )
         return events
+
+    @field_validator("output")
+    @classmethod
+    def _check_output(cls, output: str | None, info: ValidationInfo) -> str | None:
+        if output is None or (source := info.data.get("source")) is None:
+            return output
+        # Of relative places alone; a run and `validate` know where the home is.
+        if problem := output_problem(output, source, Path("/the-home-of-this-pipeline")):
+            raise ValueError(problem)
+        return output
 
     @field_validator("owners")
     @classmethod

@@ -16,6 +16,7 @@ from embedding_pipelines.sources.base import Input
 from embedding_pipelines.sources.changes import changes
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.documents import absorbed, count_waiting, is_pushed, read_files
+from embedding_pipelines.steps.output import is_delivered
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
 SHOWN_FILES = 5
@@ -58,6 +59,8 @@ class Pending:
             return "; ".join(parts)
         if self.held_back_by:
             return f"the newest table is held back by {', '.join(self.held_back_by)}"
+        if self.step == "output":
+            return "the live release is not delivered to `output` yet"
         if self.step:
             return f"what was read is not released: {self.step!r} has not taken it in"
         return f"no {self.unit} has changed"
@@ -113,4 +116,7 @@ def _lagging_step(run: Run) -> str:
         return "vector_store"
     if newest is None or (newest.table, newest.version) != (state.table, state.version):
         return "release"
+    is_live = read_releases(folder).live == newest.number
+    if run.spec.output is not None and is_live and not is_delivered(run):
+        return "output"
     return ""

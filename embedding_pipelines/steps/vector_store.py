@@ -304,7 +304,7 @@ def _contents(
         for batch in run.folder.chunks.read(partition, columns):
             yield from ((name, (content, 0)) for name, content in row_values(batch, *columns))
         return
-    for batch, embeddings in _pairs(run, partition, columns):
+    for batch, embeddings in pairs(run, partition, columns):
         vectors = embeddings[VECTOR]
         rows = row_values(batch, *columns)
         for (name, content), checksum, is_there in zip(
@@ -313,7 +313,7 @@ def _contents(
             yield name, (content, checksum) if is_there else None
 
 
-def _pairs(
+def pairs(
     run: Run, partition: str, columns: list[str] | None = None
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Chunks with their embeddings. Raises StoreError if they do not belong together."""
@@ -337,7 +337,7 @@ def _rows(
         if not any(difference.add):
             continue
         is_added = iter(difference.add)
-        for chunks, embeddings in _pairs(run, partition):
+        for chunks, embeddings in pairs(run, partition):
             mask = pa.array(itertools.islice(is_added, chunks.num_rows), pa.bool_())
             rows, vectors = chunks.filter(mask), to_matrix(embeddings[VECTOR].filter(mask))
             if not rows.num_rows:

@@ -312,6 +312,7 @@ class PipelineFolder:
         self.releases_copy = folder / "releases.copy.json"  # for when the first is damaged
         self.deployments = folder / "deployments.json"
         self.last_run = folder / "last_run.json"
+        self.output = folder / "output.json"  # what was last written to the pipeline's `output`
         self.activity = folder / "activity.json"  # the step at work, or how the last one ended
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
 

@@ -1,6 +1,7 @@
 """When a sensor asks for a run: `decide` alone, and the sensor around it, after every way in which a
 run can end."""
 
+import io
 import itertools
 import json
 import os
@@ -11,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_pipelines.objects import open_bucket
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.sensors import (
@@ -26,6 +29,7 @@ from embedding_pipelines.orchestration.sensors import (
 from embedding_pipelines.plan import plan
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.run import Run
+from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import Budget, PipelineSpec
 from embedding_pipelines.steps.pending import Pending
@@ -40,6 +44,7 @@ from embedding_pipelines_tests.orchestration.support import (
     notes,
     run,
     tick,
+    unmeasured,
     write_notes,
     write_pipeline,
 )
@@ -402,3 +407,54 @@ def test_a_schedule_asks_for_all_partitions(home: Path, instance: dg.DagsterInst
     (request,) = data.run_requests
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
+
+
+def test_from_a_bucket_to_a_bucket(
+    home: Path, bucket: TestBucket, instance: dg.DagsterInstance
+) -> None:
+    """Upload, rename and delete: the sensor asks, and what is live stands in the output bucket."""
+    text = NOTES.replace("data/notes/*.jsonl", f"{bucket.uri}/in/")
+    write_pipeline(home, text=text.replace("known_items: 8", "known_items: 0"))
+    with (home / "pipelines" / "notes.yaml").open("a") as file:
+        file.write(f"output: {bucket.uri}/out/\n")
+    spec, cursor = unmeasured(find_pipeline("notes", home)), None
+
+    def round() -> tuple[int, set[str]]:
+        """Texts that the run embedded, and the objects that are delivered then."""
+        nonlocal cursor
+        look = tick(spec, instance, "source", cursor)
+        assert len(look.run_requests or ()) == 1
+        cursor = look.cursor
+        result = run(spec, instance)
+        assert result.success
+        values = result.asset_materializations_for_node("notes__embeddings")
+        embedded = sum(int(value.metadata["embedded"].value) for value in values)
+        look = tick(spec, instance, "source", cursor)
+        assert not look.run_requests
+        assert "no file has changed" in quiet(look)
+        cursor = look.cursor
+        rows = delivered(bucket.uri + "/out")
+        with Searcher(Warehouse(home), "notes") as searcher:
+            found = searcher.search("note 3 on animal 3", k=100).hits
+        assert {row["document_id"] for row in rows} == {hit.document_id for hit in found}
+        assert {row["embedding_model"] for row in rows} == {"hashing:words"}
+        return embedded, {row["source_uri"] for row in rows}
+
+    for name, first in (("a", 0), ("b", 6)):
+        path = write_notes(home, name, range(first, first + 6))
+        bucket.put(f"in/{name}.jsonl", path.read_bytes())
+    assert round() == (12, {f"{bucket.uri}/in/{name}.jsonl" for name in "ab"})
+    bucket.copy("in/a.jsonl", "in/renamed.jsonl")
+    bucket.delete("in/a.jsonl")
+    assert round() == (0, {f"{bucket.uri}/in/{name}.jsonl" for name in ("b", "renamed")})
+    bucket.delete("in/renamed.jsonl")
+    assert round() == (0, {f"{bucket.uri}/in/b.jsonl"})
+    assert live_rows(home) == 6
+
+
+def delivered(uri: str) -> list[dict[str, object]]:
+    """The rows that an output's index names."""
+    bucket, folder = open_bucket(uri)
+    index = json.loads(bucket.read(f"{folder}/index.json") or b"")
+    contents = (bucket.read(f"{folder}/{file['name']}") for file in index["files"].values())
+    return [row for data in contents for row in pq.read_table(io.BytesIO(data or b"")).to_pylist()]
