@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Literal
 
 from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines.errors import StoreError
@@ -18,37 +19,20 @@ from embedding_pipelines.progress import Paused
 from embedding_pipelines.run import Run
 from embedding_pipelines.storage.warehouse import parse_state
 
+State = Literal["running", "failed", "stopped", ""]  # "": it ended well
+
 
 @dataclass(frozen=True)
 class Activity:
-    """One step at work, or as it ended."""
+    """One step at work, or as it ended. What is on record as running and holds no lock any more was
+    stopped."""
 
     step: str
     began_at: str  # ISO 8601, UTC
     process: int
     host: str
-    has_ended: bool = False
+    state: State = "running"
     problem: str = ""  # why it failed
-
-    @property
-    def state(self) -> str:
-        """running, failed or stopped; empty if the step ended well."""
-        if self.problem:
-            return "failed"
-        if self.has_ended:
-            return ""
-        return "running" if self._is_alive() else "stopped"
-
-    def _is_alive(self) -> bool:
-        if self.host != socket.gethostname():
-            return True  # nobody here can know
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # of another user
-            return True
-        return True
 
     def __str__(self) -> str:
         """A sentence for every state but the one that ended well."""
@@ -61,36 +45,43 @@ class Activity:
 
 
 def last_activity(run: Run) -> Activity | None:
-    """None after a release, before the first run, and if the file is damaged: it decides nothing."""
+    """None after a release, before the first run, and if the file is damaged: it decides nothing.
+
+    The lock that a step holds says whether it is at work, not the number of its process: the system
+    gives that to others, and another machine, or container, does not know it.
+    """
     try:
-        return parse_state(Activity, read_json(run.folder.activity))
+        activity = parse_state(Activity, read_json(run.folder.activity))
     except (OSError, StoreError):
         return None
+    if activity is not None and activity.state == "running" and not run.folder.is_locked():
+        return replace(activity, state="stopped")
+    return activity
 
 
 @contextlib.contextmanager
 def recorded(run: Run, step: str, is_last: bool = False) -> Iterator[None]:
     """Keep on record that a step is at work, and how it ended. After the `is_last` step nothing
-    stays on record."""
+    stays on record. The pipeline's lock is held."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     activity = Activity(step, now, os.getpid(), socket.gethostname())
     _write(run, activity)
     try:
         yield
     except (BatchPending, Paused):  # it ends well, and more is to come
-        _write(run, replace(activity, has_ended=True))
+        _write(run, replace(activity, state=""))
         raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         problem = "it was stopped" if stopped else str(error) or type(error).__name__
-        ended = replace(activity, has_ended=True, problem=problem)
+        ended = replace(activity, state="failed", problem=problem)
         with contextlib.suppress(OSError):  # what went wrong is raised
             _write(run, ended)
         raise
     if is_last:
         forget_activity(run)
     else:
-        _write(run, replace(activity, has_ended=True))
+        _write(run, replace(activity, state=""))
 
 
 def _write(run: Run, activity: Activity) -> None:

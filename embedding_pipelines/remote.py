@@ -20,11 +20,11 @@ from typing import Literal, TypeGuard
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.refill import file_vectors
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
-from embedding_pipelines.files import delete, list_names, read_json, unseal, write_json
+from embedding_pipelines.files import delete, list_files, list_names, read_json, unseal, write_json
 from embedding_pipelines.objects import RETRY_SECONDS, Bucket
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.storage.bucket import bucket_of, open_uri, require_commits
-from embedding_pipelines.storage.forgotten import COPY
+from embedding_pipelines.storage.forgotten import COPY, STAMP, read_forgotten
 from embedding_pipelines.storage.generations import (
     TABLE,
     VERSIONS,
@@ -36,6 +36,7 @@ from embedding_pipelines.storage.generations import (
     now,
 )
 from embedding_pipelines.storage.lease import Lease, this_process
+from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import (
     Warehouse,
     file_digest,
@@ -48,8 +49,8 @@ Part = Literal["all", "search", "records"]  # of a pipeline's files
 
 INDEX = "bucket.json"  # in the pipeline's folder: what it has of the bucket
 # Files of the pipeline's folder that belong to this machine, and folders that can be made again.
-# Batch jobs and deployments are of the machine that made them, receipts of the server that writes
-# them, whoever else publishes meanwhile.
+# Batch jobs and deployments are of the machine that made them, receipts of searches of the server
+# that writes them, whoever else publishes meanwhile.
 OWN_FILES = (
     *(INDEX, "activity.json", "last_run.json", "batch_jobs.json", "deployments.json"),
     "received.json",
@@ -125,16 +126,23 @@ class Remote:
         Raises BusyError if another machine holds the lease, or has taken it over meanwhile;
         BucketError if the store does not answer or cannot hold a warehouse.
         """
+        with self.hold_lease(progress) as writer:
+            writer.begin()
+            yield writer
+            writer.publish()
+            writer.end()
+
+    @contextmanager
+    def hold_lease(self, progress: Progress) -> Iterator["Writer"]:
+        """Hold the pipeline's lease; the writer has not begun. As `write`."""
         require_commits(self.bucket, self.prefix)
         holder = this_process(self.warehouse.home, self.warehouse.root)
         folder = f"{self.generations.folder}/lease"
         lease = Lease(self.bucket, folder, self.name, holder)
         with lease.hold():
             writer = Writer(self, lease, progress)
-            writer.begin()
+            writer.take_over()
             yield writer
-            writer.publish()
-            writer.end()
 
     def fetch(self, generation: Generation, part: Part = "all") -> None:
         """Make the local copy what a generation names: all of it, or a part.
@@ -174,6 +182,7 @@ class Remote:
             if not path.startswith(("calibration/", FORGOTTEN)):
                 delete(local[path].path)
         self._delete_empty_tables()
+        self._forget_receipts(index, generation)
         if part == "all":
             # All that no fetch has ended with: what one that died has downloaded is not missing.
             before = index.files if index else {}
@@ -227,8 +236,8 @@ class Remote:
         tables, root = self.warehouse.tables, self.folder.folder
         own = [tables / name for name in list_names(tables) if self.owns_table(name)]
         calibrations = _calibrations(self.warehouse, self.folder.releases)
-        forgotten = self.warehouse.forgotten / f"{self.name}.json"
-        lists = (forgotten, forgotten.with_suffix(COPY))
+        proofs = list_files(self.warehouse.forgotten / "receipts", f"{self.name}-{STAMP}.json")
+        lists = (self._tombstones, self._tombstones.with_suffix(COPY), *proofs)
         for folder in (root, *own, *calibrations, *lists):
             for place, folders, names in os.walk(folder):
                 folders[:] = [name for name in folders if not _is_own(name, OWN_FOLDERS)]
@@ -258,8 +267,7 @@ class Remote:
         """Say that a list of what is forgotten is replaced which was changed here and not
         published: `forget` publishes it before it erases anything, so that nothing is erased
         yet."""
-        path = self.warehouse.forgotten / f"{self.name}.json"
-        name = path.relative_to(self.warehouse.root).as_posix()
+        name = self._tombstones.relative_to(self.warehouse.root).as_posix()
         mine, entry = local.get(name), generation.files.get(name)
         if index is None or index.is_published or mine is None:
             return
@@ -272,6 +280,29 @@ class Remote:
                 "has erased nothing. Say the same command again.",
                 self.name,
             )
+
+    def _forget_receipts(self, index: Index | None, generation: Generation) -> None:
+        """Have what another machine has forgotten, or deleted, leave the receipts that a server
+        keeps on this one."""
+        receipts, path, before = (
+            Receipts(self.folder.folder),
+            self._tombstones,
+            index.files if index else {},
+        )
+        if self._has_folder(before) and not self._has_folder(generation.files):
+            receipts.delete()
+        name = path.relative_to(self.warehouse.root).as_posix()
+        entry = generation.files.get(name)
+        if entry is not None and (name not in before or before[name][2] != entry.digest):
+            forgotten = read_forgotten(path)
+            receipts.forget_unseen(lambda document: forgotten.has("id", document))
+
+    def _has_folder(self, paths: Iterable[str]) -> bool:
+        return any(path.startswith(self._path_of("")) for path in paths)
+
+    @property
+    def _tombstones(self) -> Path:
+        return self.warehouse.forgotten / f"{self.name}.json"
 
     def _fill_cache(self, fetched: Iterable[str]) -> None:
         """File the vectors of the shards among these files, so that a text is paid for once by all
@@ -318,15 +349,19 @@ class Writer:
     def __init__(self, remote: Remote, lease: Lease, progress: Progress) -> None:
         self._remote, self._lease, self._progress = remote, lease, progress
         self._generation = Generation(0, "", "", lease.holder, "", {})  # before the first
+        self._newest: int | None = None  # that the copy may have
+
+    def take_over(self) -> None:
+        """See that nobody else can publish what follows the newest generation."""
+        self._newest = self._remote.newest()
+        if self._newest is not None:
+            self._generation = self._remote.generations.read(self._newest)
+        if self._lease.is_takeover:
+            self._newest = self._close_out()
 
     def begin(self) -> None:
         """Bring the copy to the newest generation."""
-        remote = self._remote
-        newest = remote.newest()
-        if newest is not None:
-            self._generation = remote.generations.read(newest)
-        if self._lease.is_takeover:
-            newest = self._close_out()
+        remote, newest = self._remote, self._newest
         index = remote.index()
         # What a run here has not published goes on, unless the bucket has something newer. Whatever
         # else differs from the generation is lost or damaged, and fetched again.
@@ -535,6 +570,7 @@ def _is_searched(remote: Remote, generation: Generation) -> Callable[[str], bool
     record = unseal(content) if content else {"releases": []}
     live = [entry for entry in record["releases"] if entry["number"] == record["live"]]
     starts = [f"{own}{name}" for name in (*POINTERS, "checks.json", "model/")]
+    starts.append(f"{FORGOTTEN}{remote.name}.")  # which a push, and what a server keeps, must obey
     for release in live:
         table = f"tables/{release['table']}"
         starts += [f"{own}codec/{release['codec']}", f"{table}{TABLE}/", f"{table}.checksums.json"]

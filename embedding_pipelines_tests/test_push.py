@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from embedding_pipelines.clean import clean
 from embedding_pipelines.errors import ConfigError, DocumentError, ProviderError
 from embedding_pipelines.push import MAX_DOCUMENTS, Pusher
 from embedding_pipelines.steps.documents import forgotten_by
@@ -169,3 +170,16 @@ def test_a_model_that_is_trained_needs_a_run_first(tmp_path: Path) -> None:
     write_pipeline(tmp_path, "p", f"source: {{kind: push}}\n{model}")
     with pytest.raises(ConfigError, match="trained on its documents"):
         Pusher(run_of(tmp_path, "p").spec, Warehouse(tmp_path))
+
+
+@pytest.mark.parametrize("verb", ["run", "clean"])
+def test_what_a_killed_push_left_goes(home: Path, pusher: Pusher, verb: str) -> None:
+    pusher.put([{"id": "a", "text": "one"}])
+    run_steps(home, "p")
+    draft = pushed_log(Warehouse(home), "p").folder / ".0000000002-0000000002-0000.jsonl.1a.tmp"
+    draft.write_text("half a document")
+    if verb == "run":
+        run_steps(home, "p")
+    else:
+        clean(home)
+    assert not draft.exists()

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.delete import delete_pipeline, plan_deletion
-from embedding_pipelines.errors import BucketError, BusyError, ConfigError
+from embedding_pipelines.errors import BucketError, BusyError, ConfigError, DocumentError
 from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.objects import Bucket
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.remote import Remote, Writer, is_current, refresh
 from embedding_pipelines.search import Searcher
@@ -24,6 +26,7 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import re_embed
 from embedding_pipelines.storage import generations
+from embedding_pipelines.storage.forgotten import read_forgotten, write_forgotten
 from embedding_pipelines.storage.lease import Lease
 from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -426,11 +429,9 @@ def test_they_are_not_deleted_for_a_generation_without_releases_either(
     assert read_releases(Warehouse(other).pipeline("p")).live == 1
 
 
-def forget_list(home: Path, text: str) -> Path:
+def forget_list(home: Path, document: str) -> Path:
     path = Warehouse(home).forgotten / "p.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for each in (path, path.with_suffix(".copy.json")):
-        each.write_text(text)
+    write_forgotten(path, read_forgotten(path).with_more({"id": [document]}))
     return path
 
 
@@ -438,7 +439,7 @@ def test_what_is_forgotten_outlives_a_deletion_with_its_copy(
     one: Path, two: Path, tmp_path: Path
 ) -> None:
     with at_work(one):
-        forget_list(one, '{"is": "list"}')
+        forget_list(one, "id-a")
     delete_pipeline(one, "p", keep_file=True)
     assert not Warehouse(one).pipeline("p").folder.exists()
     last = max((tmp_path / "bucket/pipelines/p/generations").iterdir())
@@ -469,6 +470,41 @@ def test_receipts_stay_where_a_server_writes_them(one: Path, two: Path) -> None:
     refresh(Warehouse(one), "p", "search")
     assert live_release(Warehouse(one).pipeline("p")).number == 2
     assert [each.query for each in receipts.read()[0]] == ["tea", "milk"]
+
+
+def test_what_is_forgotten_elsewhere_leaves_the_receipts_and_its_proof_is_fetched(
+    one: Path, two: Path
+) -> None:
+    run_shared(one)
+    refresh(Warehouse(two), "p", "search")
+    receipts = Receipts(Warehouse(two).pipeline("p").folder)
+    for query, documents in (("tea with Ada", ["id-1", "id-2"]), ("milk", ["id-2", "id-3"])):
+        name = receipts.add(query, documents, release=1, mode="text", k=2, keeps_text=True)
+        receipts.rate(name, "id-2", 3)
+    with run_of(one, "p") as run:
+        proof = forget(run, ["id-1"], []).path
+    refresh(Warehouse(two), "p", "search")
+    # Nobody has the text here any more, which the first query may quote.
+    assert [(each.query, each.documents) for each in receipts.read()[0]] == [
+        ("milk", ["id-2", "id-3"])
+    ]
+    with (
+        Pusher(find_pipeline("p", two), Warehouse(two)) as pusher,
+        pytest.raises(DocumentError, match="forgotten for good"),
+    ):
+        pusher.put([{"id": "id-1", "title": "it again", "cat": "c"}])
+    refresh(Warehouse(two), "p")
+    assert (Warehouse(two).forgotten / "receipts" / Path(proof).name).is_file()
+
+
+def test_what_is_deleted_elsewhere_leaves_the_receipts(one: Path, two: Path) -> None:
+    run_shared(one)
+    refresh(Warehouse(two), "p", "search")
+    receipts = Receipts(Warehouse(two).pipeline("p").folder)
+    receipts.add("tea", ["id-1"], release=1, mode="text", k=1, keeps_text=True)
+    delete_pipeline(one, "p")
+    refresh(Warehouse(two), "p", "search")
+    assert receipts.read() == ([], [])
 
 
 def test_what_is_marked_to_be_embedded_again_is_published(one: Path, two: Path) -> None:
@@ -527,7 +563,7 @@ def test_who_was_overtaken_uploads_nothing(
     with monkeypatch.context() as later:
         let_leases_end(later)
         run_shared(two)
-    forget_list(one, '{"is": "list"}')
+    forget_list(one, "id-a")
     monkeypatch.delattr(generations.Generations, "upload")
     with pytest.raises(BusyError, match="was taken over"):
         work.close()
@@ -537,9 +573,9 @@ def test_a_forget_that_ended_before_it_published_is_said(
     one: Path, two: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(KeyboardInterrupt), at_work(one):
-        stop_after(forget_list, one, '{"is": "mine"}')
+        stop_after(forget_list, one, "id-b")
     with at_work(two):
-        forget_list(two, '{"is": "theirs"}')
+        forget_list(two, "id-c")
     with at_work(one):
         pass
     assert "Say the same command again" in caplog.text

@@ -20,7 +20,7 @@ from embedding_pipelines.cli.common import (
 from embedding_pipelines.cli.terminal import make_console, print_words, say
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, describe_os_error
 
 if TYPE_CHECKING:
     from embedding_pipelines.doctor.examine import Finding
@@ -98,8 +98,9 @@ def _mend(drafts: Iterable["Draft"]) -> Outcomes:
             for sentence in sentences:
                 mended.append((name, sentence))
                 yield Output([], partial(say, f"{name or 'all'} mended: {sentence}"))
-        except EmbeddingPipelinesError as error:
-            yield Problem(f"{name or 'cache'}: not mended: {error}", name)
+        except (EmbeddingPipelinesError, OSError) as error:
+            words = describe_os_error(error) if isinstance(error, OSError) else error
+            yield Problem(f"{name or 'cache'}: not mended: {words}", name)
     if (instance_folder(home_folder()) / "dagster.yaml").is_file():
         with open_instance(home_folder()) as instance:
             for run in end_dead_runs(instance, warehouse):

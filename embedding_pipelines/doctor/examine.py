@@ -26,6 +26,7 @@ from embedding_pipelines.errors import (
     SpaceMismatchError,
     StoreError,
     counted,
+    describe_os_error,
 )
 from embedding_pipelines.files import list_files
 from embedding_pipelines.providers.base import InputType
@@ -56,8 +57,11 @@ class Finding:
 
 def examine(draft: Draft, warehouse: Warehouse) -> Iterator[Finding]:
     """Every test of a pipeline, as it is done. Nothing is raised for what is not well."""
-    lines, doubts = check_file(draft, warehouse)
-    yield Finding("file", not lines, "\n".join([*lines, *doubts]) or "valid")
+    try:
+        lines, doubts = check_file(draft, warehouse)
+        yield Finding("file", not lines, "\n".join([*lines, *doubts]) or "valid")
+    except OSError as error:  # of what it names
+        yield Finding("file", False, describe_os_error(error))
     if draft.spec is None:
         return
     with Run(draft.spec, warehouse) as run:
@@ -83,6 +87,8 @@ def examine_cache(warehouse: Warehouse) -> Finding:
         damaged, count = len(cache.damage()), len(cache)
     except StoreError as error:
         return Finding("cache", False, f"{error} `doctor --repair` does that.")
+    except OSError as error:
+        return Finding("cache", False, describe_os_error(error))
     if damaged:
         return Finding(
             "cache",
@@ -97,7 +103,7 @@ def examine_cache(warehouse: Warehouse) -> Finding:
 def _is_shared(warehouse: Warehouse) -> bool:
     try:
         return is_shared(warehouse)
-    except ConfigError:  # which is told then
+    except (ConfigError, OSError):  # which is told then
         return True
 
 
@@ -106,6 +112,8 @@ def _finding(what: str, test: Callable[[Run], str], run: Run) -> Finding:
         return Finding(what, True, test(run))
     except EmbeddingPipelinesError as error:
         return Finding(what, False, str(error))
+    except OSError as error:
+        return Finding(what, False, describe_os_error(error))
 
 
 class _NotWell(EmbeddingPipelinesError):

@@ -11,7 +11,7 @@ from embedding_pipelines.embedding.refill import file_vectors, put
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError, counted
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_releases
-from embedding_pipelines.remote import open_remote, writing
+from embedding_pipelines.remote import open_remote
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -47,20 +47,24 @@ def mend(spec: PipelineSpec, warehouse: Warehouse) -> Iterator[str]:
                 )
             repair(run)
             yield from notes.sentences
-            if remote is not None:
+            if remote is None:
+                garbage = delete_garbage(run)
+            else:
                 remote.compare_anew()
-            with writing(warehouse, spec.name, notes):  # fetches what the copy lost
-                if remote is not None:
+                with remote.hold_lease(notes) as writer:
+                    # First, for what is lost on both sides ends all else.
                     here, missing = remote.put_back(remote.lost_objects())
                     if here:
-                        yield f"{counted(len(here), 'object')} of the bucket are put back from here."
+                        yield f"put back {counted(len(here), 'object')} of the bucket from here."
                     if missing:
                         yield (
-                            f"{counted(len(missing), 'object')} of the bucket are lost, and this "
-                            f"machine has no copy ({missing[0]} …). Say the same on one that has, or "
-                            f"`embedding-pipelines run {spec.name}` here."
+                            f"the bucket lacks {counted(len(missing), 'object')} more, and this "
+                            f"machine has no copy ({missing[0]} …). Say the same on one that has."
                         )
-                garbage = delete_garbage(run)
+                    writer.begin()  # fetches what the copy lost
+                    garbage = delete_garbage(run)
+                    writer.publish()
+                    writer.end()
             if garbage:
                 size = sum(entry.size_bytes for entry in garbage) / 1e6
                 yield f"deleted what nothing needs: {counted(len(garbage), 'file')}, {size:,.1f} MB."

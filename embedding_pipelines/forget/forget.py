@@ -182,7 +182,7 @@ def forget(
             receipt.erased["output_rows"] = forget_rows(run, traces.ids, receipt.release)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
-            traces.ids, lambda line: any(map(needles.are_in, strings(line)))
+            traces.ids.__contains__, lambda line: any(map(needles.are_in, strings(line)))
         )
         _check(run, traces, needles, receipt)
         if writer is not None:
@@ -372,8 +372,9 @@ def _erase_rows(
         receipt.erased[shards.folder.name] = count
         for path in list_files(shards.folder, f"*{DAMAGED}"):
             delete(path)
+    log = pushed_log(run.warehouse, run.spec.name)
+    log.delete_drafts()
     if traces.pushed:
-        log = pushed_log(run.warehouse, run.spec.name)
         receipt.erased["pushed_changes"] = log.erase(traces.ids)
     folder.delete_leftovers(READING)
     folder.sync([folder.tables])

@@ -238,7 +238,9 @@ def write_documents(run: Run) -> StepReport:
     if not run.warehouse.is_copy:  # its other folders are links into the warehouse itself
         folder.delete_leftovers(READING)
         is_only_source = isinstance(run.spec.source, Push)
-        pushed_log(run.warehouse, run.spec.name).merge(_settled(run), is_only_source)
+        log = pushed_log(run.warehouse, run.spec.name)
+        log.delete_drafts()
+        log.merge(_settled(run), is_only_source)
     source_files, unchanged, report = _compare(run)
     if report is not None:
         return report

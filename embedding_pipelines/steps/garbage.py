@@ -95,7 +95,7 @@ def _codecs(run: Run) -> Iterator[tuple[str, Path]]:
 def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:
     """What processes left that were killed."""
     root = run.folder.folder
-    for folder in (root, *root.glob("*/")):
+    for folder in (root, *root.glob("*/"), run.warehouse.pushed / run.spec.name):
         for path in abandoned_drafts(folder):
             yield "leftover", path
     for path in (*run.folder.documents.folder.glob(f"{READING}*/"), root / CANDIDATES):

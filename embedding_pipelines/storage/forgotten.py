@@ -19,6 +19,7 @@ from embedding_pipelines.schemas import DIGEST_BYTES
 
 Kind = Literal["id", "content", "file", "record"]
 COPY = ".copy.json"  # in place of `.json`
+STAMP = "[0-9]" * 8 + "T" + "[0-9]" * 12 + "Z"  # a receipt's name between its pipeline and `.json`
 
 
 @dataclass(frozen=True)

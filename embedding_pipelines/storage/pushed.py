@@ -25,6 +25,7 @@ from embedding_pipelines.errors import BucketError, ConfigError, StoreError
 from embedding_pipelines.files import (
     create_only,
     delete,
+    delete_drafts,
     list_names,
     read_json,
     seal,
@@ -246,6 +247,10 @@ class PushedLog:
 
     def delete_shared(self) -> None:
         """Delete what other machines see of it, where there is a bucket. The folder stays."""
+
+    def delete_drafts(self) -> None:
+        """Delete what pushes left that were killed before they counted."""
+        delete_drafts(self.folder)
 
     def merge(self, settled: int = 0, is_only_source: bool = False) -> bool:
         """Merge neighbours, once there are many; whether there was something to merge. Withdrawals

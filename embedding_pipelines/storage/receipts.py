@@ -8,7 +8,7 @@ KEPT_DAYS; a line that is torn is left out.
 import hashlib
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -111,22 +111,38 @@ class Receipts:
         return receipts, ratings
 
     def forget(
-        self, ids: Collection[str], quotes: Callable[[Any], bool] = lambda line: False
+        self,
+        is_forgotten: Callable[[str], bool],
+        quotes: Callable[[Any], bool] = lambda line: False,
     ) -> int:
-        """Remove documents from all receipts, ratings of them, and receipts whose line `quotes`
-        what is forgotten; returns from how many lines."""
+        """Remove documents, which their ids tell, from all receipts, ratings of them, and receipts
+        whose line `quotes` what is forgotten; returns from how many lines."""
         changed = 0
         if not self.folder.is_dir():
             return changed
         with self._lock():
             for path in self._files():
                 lines, torn = read_lines(path)
-                left = (_without(line, ids) for line in lines if not quotes(line))
+                left = (_without(line, is_forgotten) for line in lines if not quotes(line))
                 kept = [line for line in left if line]
                 if kept != lines or torn:
                     changed += sum(line not in kept for line in lines)
                     write_lines(path, kept)
         return changed
+
+    def forget_unseen(self, is_forgotten: Callable[[str], bool]) -> int:
+        """As `forget`, where nobody has the texts any more: receipts that showed such a document go
+        whole, since their queries may quote it."""
+        return self.forget(
+            is_forgotten, lambda line: any(map(is_forgotten, line.get("documents", ())))
+        )
+
+    def delete(self) -> None:
+        """Delete all of it."""
+        if self.folder.is_dir():
+            with self._lock():
+                for path in self._files():
+                    delete(path)
 
     def _append(self, line: dict[str, Any]) -> None:
         today = datetime.now(UTC).date()
@@ -162,8 +178,9 @@ class Receipts:
         return FileLock(self.folder / ".lock", timeout=LOCK_SECONDS)
 
 
-def _without(line: dict[str, Any], ids: Collection[str]) -> dict[str, Any] | None:
+def _without(line: dict[str, Any], is_forgotten: Callable[[str], bool]) -> dict[str, Any] | None:
     """A line without these documents; None of a rating of one."""
     if "rating" in line:
-        return None if line["document_id"] in ids else line
-    return {**line, "documents": [name for name in line["documents"] if name not in ids]}
+        return None if is_forgotten(line["document_id"]) else line
+    kept = [name for name in line["documents"] if not is_forgotten(name)]
+    return {**line, "documents": kept}

@@ -338,6 +338,17 @@ class PipelineFolder:
                     stack.enter_context(hold_to_read(path, f"{self._busy} {WAIT}"))
             yield
 
+    def is_locked(self) -> bool:
+        """Whether a step, or whatever else writes the pipeline, is at work. A lock that this user may
+        not look at counts as held."""
+        try:
+            with hold_to_read(self.folder / "step.lock", self._busy):
+                return False
+        except FileNotFoundError:
+            return False
+        except (BusyError, PermissionError):
+            return True
+
     @property
     def _busy(self) -> str:
         return f"Pipeline {self.folder.name!r} is being run by another process."

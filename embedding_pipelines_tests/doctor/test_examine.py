@@ -1,5 +1,6 @@
 """Every test of `doctor`, well and not well, by real damage and a real service."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,19 @@ def test_what_is_lost_or_cut_short_is_named_like_what_is_damaged(p: Path) -> Non
     assert "no codec that can be read" in wrong["releases"]
     run_steps(p, "p")
     assert findings(p) == {}
+
+
+def test_a_test_that_the_disk_fails_leaves_the_others(
+    p: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(p / "data"))
+
+    for name in ("check_file", "damaged_states", "find_garbage"):
+        monkeypatch.setattr(f"embedding_pipelines.doctor.examine.{name}", fail)
+    wrong = findings(p)
+    assert list(wrong) == ["file", "state", "garbage"]
+    assert all(sentence.startswith(f"{p / 'data'}: ") for sentence in wrong.values())
 
 
 def test_the_command_says_a_line_for_each_and_ends_with_1_if_one_is_bad(

@@ -9,7 +9,7 @@ import pytest
 from embedding_pipelines.doctor.examine import examine, examine_cache
 from embedding_pipelines.doctor.repair import mend, mend_cache
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.errors import BusyError
+from embedding_pipelines.errors import BucketError, BusyError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.spec.load import find_pipeline, read_draft
@@ -130,14 +130,36 @@ def test_the_bucket_mends_the_copy_and_the_copy_mends_the_bucket(p: Path, tmp_pa
     short = next(bucket.rglob("documents/b00-*.parquet"))
     short.write_bytes(short.read_bytes()[:-1])
     assert faults(p) == ["bucket"]
-    assert mended(p) == ["2 objects of the bucket are put back from here."]
+    assert mended(p) == ["put back 2 objects of the bucket from here."]
     assert faults(p) == []
+
+
+def test_what_is_lost_on_both_sides_keeps_nothing_else_from_being_put_back(
+    p: Path, tmp_path: Path
+) -> None:
+    bucket = tmp_path / "bucket"
+    (p / "warehouse.yaml").write_text(f"bucket: {bucket.as_uri()}\n")
+    with at_work(p):
+        pass
+    run = run_of(p, "p")
+    shard = next(run.folder.embeddings.folder.glob("b00-*.parquet"))
+    other = next(bucket.rglob("documents/b00-*.parquet"))
+    for path in (shard, next(bucket.rglob(f"embeddings/{shard.name}")), other):
+        path.unlink()
+    sentences = mend(run.spec, run.warehouse)
+    said = list[str]()
+    with pytest.raises(BucketError, match=r"is gone\. Try again; .* publish all anew"):
+        for sentence in sentences:
+            said.append(sentence)
+    assert "put back 1 object of the bucket from here." in said
+    assert "the bucket lacks 1 object more" in said[-1]
+    assert other.is_file()
 
 
 def test_a_run_that_ended_early_is_named(p: Path) -> None:
     ended = {"step": "chunks", "began_at": "2026-01-01T00:00:00+00:00", "process": 1, "host": "x"}
     folder = run_of(p, "p").folder
-    write_json(folder.activity, {**ended, "has_ended": True, "problem": "the disk is full"})
+    write_json(folder.activity, {**ended, "state": "failed", "problem": "the disk is full"})
     assert faults(p) == ["run"]
 
 

@@ -6,6 +6,7 @@ than the work that it strikes.
 """
 
 import ctypes
+import gc
 import hashlib
 import os
 import pickle
@@ -19,6 +20,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,15 @@ def start_again_with_shim() -> None:
     if shim not in os.environ.get(PRELOAD, ""):
         command = [sys.executable, *sys.orig_argv[1:]]
         os.execve(sys.executable, command, {**os.environ, PRELOAD: shim})
+
+
+def prepare_children() -> None:
+    """Load what children would each load anew, and have their garbage collection leave it alone:
+    it would copy all of the parent's pages in each of them."""
+    for name in ("lancedb", "obstore", "ir_measures"):
+        import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

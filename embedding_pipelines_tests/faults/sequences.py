@@ -4,14 +4,16 @@ each with what must be true.
     python -m embedding_pipelines_tests.faults.sequences 10000 [--seed 0] [--acts 4]
 
 The source is edited (records and files come, change, go, are renamed and doubled), the pipeline file
-changed, and there are runs (some of which are killed or meet a fault of the disk), plans, rollbacks,
-forced releases, texts embedded anew, documents forgotten or pushed by programs, and deletions. In
-every fifth tree two machines share a warehouse in a bucket, and now one, now the other acts.
+changed, and there are runs and pushes of documents (some of which are killed or meet a fault of the
+disk), plans, rollbacks, forced releases, texts embedded anew, documents forgotten, and deletions.
+What was pushed is searched at once, whatever happens. In every fifth tree two machines share a
+warehouse in a bucket, and now one, now the other acts; every fifth has no files, and lives on pushes.
 
 Sequences grow on trees: after the same beginning several acts are tried, each in a copy of the
 homes, so that a beginning is played once. A run without a fault ends each. A sequence that fails is
 tried again with steps left out; what is left of its steps is printed (`--play` repeats it), and the
-exit status is 1.
+exit status is 1. Processes share the work by `--seed`: a tree has a hundred sequences or so, the last
+line counts, and what went wrong is to be played again alone.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedding_pipelines.delete import delete_pipeline
+from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import Silent
@@ -37,25 +40,31 @@ from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.remote import refresh, writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.embeddings import RETRY, re_embed
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.storage import lease
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, write_csv, write_pipeline
 from embedding_pipelines_tests.faults.children import (
     KINDS,
     Fault,
     in_child,
+    prepare_children,
     start_again_with_shim,
 )
 from embedding_pipelines_tests.faults.damage import run
 from embedding_pipelines_tests.faults.sweep import search, unnamed
 
+FILES_SOURCE = """\
+{{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [{metadata}], max_rejected: 50, \
+duplicates: {duplicates}}}"""
+PUSH_SOURCE = "{{kind: push, id: id, text: [title], metadata: [{metadata}]}}"
 PIPELINE = """\
-source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [{metadata}], max_rejected: 50, \
-duplicates: {duplicates}}}
+source: {source}
 preprocessing: {{chunk: {{max_tokens: {max_tokens}, overlap: 2}}}}
 model: {{provider: hashing, dimensions: {dimensions}}}
 partitions: 2
@@ -74,7 +83,7 @@ OPTIONS = {
 CHANGES = {"edit": 8, "option": 3, "shrink": 1}  # of what the user writes, and how often
 ACTS = {
     "run": 7,
-    "faulty run": 7,
+    "faulty-run": 7,
     "plan": 1,
     "rollback": 3,
     "force": 2,
@@ -83,12 +92,17 @@ ACTS = {
     "delete": 1,
     "forget": 2,
     "push": 3,
+    "faulty-push": 3,
 }
+PUSHES = ("push", "faulty-push")
 BRANCHES = 4  # acts that are tried after one beginning
-SHARED = 5  # one tree in so many has two machines
-CALLS = 450  # of a run, about: where a fault may strike
+SHARED = PUSHED = 5  # one tree in so many has two machines, or no files
+CALLS = {"faulty-run": 450, "faulty-push": 40}  # about: where a fault may strike
+COLUMNS = ("id", "title", "cat", "tag")
+ALL = 500  # hits: more than there are documents
 FILES = ("a.csv", "b.csv", "c.csv")
 Rows = dict[str, tuple[str, ...]]  # the cells of records, by a key of ours
+Pushed = dict[str, tuple[str, ...] | None]  # in place of records, by id; None: deleted
 
 
 class Step(NamedTuple):
@@ -102,14 +116,16 @@ class Step(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What is to be seen: the live release, the answers of searches, the rows of each release, and
-    the vectors of the live one."""
+    """What is to be seen: the live release, the answers of searches, the rows of each release, the
+    vectors of the live one, all documents that a search shows, and what was pushed."""
 
     live: int | None
     answers: list[Any] | None
     rows: dict[int, set[tuple[str, ...]]]
     vectors: dict[str, list[float]]
     unnamed: list[str]
+    shown: set[str] | None
+    pushed: "Pushed"
 
 
 @dataclass
@@ -118,24 +134,36 @@ class World:
 
     folder: Path
     is_shared: bool
+    has_files: bool
     rows: Rows
     files: dict[str, str]  # where a record stands; the first file if it is not here
     options: dict[str, Any]
-    seen: Seen = field(default_factory=lambda: Seen(None, None, {}, {}, []))
+    seen: Seen = field(default_factory=lambda: Seen(None, None, {}, {}, [], None, {}))
     forgotten: set[str] = field(default_factory=set)
-    # What programs have put in place of records, by id; None for what they have deleted.
-    pushed: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    pushed: Pushed = field(default_factory=dict)
 
     @classmethod
-    def new(cls, folder: Path, is_shared: bool) -> "World":
+    def new(cls, folder: Path, is_shared: bool, has_files: bool) -> "World":
         shutil.rmtree(folder, ignore_errors=True)
         rows: Rows = {}
         for n in range(20):
             rows[f"id-{n}"] = (f"id-{n}", f"word{n % 7} text number {n}", f"c{n % 3}", "t")
         options = {name: values[0] for name, values in OPTIONS.items()}
-        world = cls(folder, is_shared, rows, {}, options)
+        world = cls(folder, is_shared, has_files, rows if has_files else {}, {}, options)
         world.write()
+        if not has_files:
+            ended = in_child(partial(push, world.homes[0], {**rows}), world.folder)
+            assert not ended.traceback + ended.sentence, ended
+            world.pushed = {**rows}
         return world
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the documents that can be forgotten."""
+        rows = [
+            row for row in (*self.rows.values(), *self.pushed.values()) if row and len(row) == 4
+        ]
+        return sorted({row[0] for row in rows} - self.forgotten)
 
     @property
     def homes(self) -> list[Path]:
@@ -170,7 +198,9 @@ class World:
                 write_csv(home, name, rows, "id,title,cat,tag")
             else:
                 (home / "data" / name).unlink(missing_ok=True)
-        write_pipeline(home, "p", PIPELINE.format(**self.options))
+        source = FILES_SOURCE if self.has_files or is_clean else PUSH_SOURCE
+        text = PIPELINE.replace("{source}", source)
+        write_pipeline(home, "p", text.format(**self.options))
 
 
 def see(home: Path) -> Seen:
@@ -199,7 +229,40 @@ def see(home: Path) -> Seen:
                 for batch in table.scan(["chunk_id", VECTOR], version=entry.version)
                 for row in batch.to_pylist()
             }
-    return Seen(releases.live, search(home), rows, vectors, unnamed(home))
+    log = pushed_log(Warehouse(home), "p")
+    log.fetch()
+    pushed: Pushed = {
+        change.id: tuple(change.record[name] for name in COLUMNS) if change.record else None
+        for change in log.last_changes(log.last())
+    }
+    return Seen(releases.live, search(home), rows, vectors, unnamed(home), shown(home), pushed)
+
+
+def shown(home: Path) -> set[str] | None:
+    """The documents of all hits there are; None if nothing can be searched yet."""
+    try:
+        with Searcher(Warehouse(home), "p") as searcher:
+            return {hit.document_id for hit in searcher.search("word", ALL).hits}
+    except ReleaseError:
+        return None
+
+
+def push(home: Path, new: Pushed) -> None:
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in new.values() if row]
+    gone = [name for name, row in new.items() if not row]
+    with Pusher(find_pipeline("p", home), Warehouse(home)) as pusher:
+        if rows:
+            pusher.put(rows)
+        if gone:
+            pusher.delete(gone)
+
+
+def to_push(world: World, dice: random.Random) -> Pushed:
+    """One document, put or deleted; none if it was forgotten."""
+    one, kind = f"id-{dice.randrange(40)}", dice.choice(["put", "put", "delete"])
+    text = f"pushed word{dice.randrange(9)} number {dice.randrange(99)}."
+    row = (one, text, f"c{dice.randrange(3)}", "t")
+    return {} if one in world.forgotten else {one: row if kind == "put" else None}
 
 
 @contextlib.contextmanager
@@ -211,8 +274,10 @@ def working(home: Path) -> Iterator[None]:
         yield
 
 
-def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callable[[], Any]:
-    """What a step does in a child."""
+def work_of(
+    name: str, home: Path, world: World, dice: random.Random, new: Pushed
+) -> Callable[[], Any]:
+    """What a step does in a child; `new` is pushed."""
 
     def on_run(verb: Callable[[Any], Any]) -> Any:
         with working(home), run_of(home, "p") as pipeline:
@@ -235,25 +300,11 @@ def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callabl
 
     def forget_one() -> str:
         lease.LEASE_SECONDS = 0
-        one = dice.choice(sorted(row[0] for row in world.rows.values() if len(row) == 4))
+        one = dice.choice(world.ids)
         with run_of(home, "p") as pipeline:
             receipt = forget(pipeline, [one], [])
         assert not receipt.left, receipt.left
         return one
-
-    def push() -> tuple[str, tuple[str, ...] | None] | None:
-        lease.LEASE_SECONDS = 0
-        one, kind = f"id-{dice.randrange(40)}", dice.choice(["put", "put", "delete"])
-        text = f"pushed word{dice.randrange(9)} number {dice.randrange(99)}."
-        row = (one, text, f"c{dice.randrange(3)}", "t")
-        if one in world.forgotten:
-            return None
-        with Pusher(find_pipeline("p", home), Warehouse(home)) as pusher:
-            if kind == "delete":
-                pusher.delete([one])
-                return one, None
-            pusher.put([dict(zip(("id", "title", "cat", "tag"), row, strict=True))])
-            return one, row
 
     def delete() -> None:
         lease.LEASE_SECONDS = 0
@@ -265,7 +316,7 @@ def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callabl
 
     return {
         "run": whole_run,
-        "faulty run": whole_run,
+        "faulty-run": whole_run,
         "plan": plan_only,
         "rollback": go_back,
         "force": partial(on_run, lambda pipeline: release(pipeline, "because")),
@@ -273,7 +324,7 @@ def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callabl
         "re-embed": partial(on_run, re_embed),
         "delete": delete,
         "forget": forget_one,
-        "push": push,
+        **dict.fromkeys(PUSHES, partial(push, home, new)),
     }[name]
 
 
@@ -322,8 +373,7 @@ class Sequences:
     def grow(self, seed: int, acts: int) -> Iterator[tuple[list[Step], list[str]]]:
         """The sequences of one tree, each with what went wrong."""
         dice = random.Random(seed)
-        world = World.new(self.home, dice.randrange(SHARED) == 0)
-        first = Step("run", 0)
+        world, first = World.new(self.home, *kind_of(seed)), Step("run", 0)
         problems = self.take(world, first)
         if problems:
             yield [first], problems
@@ -335,6 +385,7 @@ class Sequences:
     ) -> Iterator[tuple[list[Step], list[str]]]:
         for _ in range(dice.choice([0, 1, 1, 2]) if acts else 0):
             name = dice.choices(list(CHANGES), list(CHANGES.values()))[0]
+            name = name if world.has_files else "option"
             path = [*path, Step(name, dice.randrange(10**6))]
             self.take(world, path[-1])
         names = dice.choices(list(ACTS), list(ACTS.values()), k=BRANCHES) if acts else ["run"]
@@ -354,9 +405,9 @@ class Sequences:
                 yield from self._branch(own, [*path, step], acts - 1, dice)
         shutil.rmtree(kept, ignore_errors=True)
 
-    def play(self, steps: list[Step], is_shared: bool) -> list[str]:
+    def play(self, steps: list[Step], is_shared: bool, has_files: bool) -> list[str]:
         """What goes wrong first, in words; nothing if all is as it must be."""
-        world = World.new(self.home, is_shared)
+        world = World.new(self.home, is_shared, has_files)
         for number, step in enumerate(steps):
             problems = self.take(world, step)
             if problems:
@@ -378,24 +429,26 @@ class Sequences:
             world.write()
             return []
         fault, home = None, dice.choice(world.homes)
-        if step.name == "faulty run":
-            fault = Fault(dice.choice(KINDS), dice.randrange(1, CALLS))
+        if step.name in CALLS:
+            fault = Fault(dice.choice(KINDS), dice.randrange(1, CALLS[step.name]))
         warehouse = home / "data" / "warehouse"
         files = _stamps(warehouse)
-        ended = in_child(work_of(step.name, home, world, dice), warehouse, fault)
+        new = to_push(world, dice) if step.name in PUSHES else {}
+        ended = in_child(work_of(step.name, home, world, dice, new), warehouse, fault)
         if ended.traceback:
             return [f"traceback ({fault}): {ended.traceback}{ended.output}"]
         if step.name == "forget" and ended.value:
             world.forgotten.add(ended.value)
             world.pushed.pop(ended.value, None)
-        if step.name == "push" and ended.value:
-            world.pushed |= dict([ended.value])
         if step.name == "plan" and files != _stamps(warehouse):
             return ["a plan changed the warehouse"]
         looked = in_child(partial(see, world.reader), world.folder)
         if looked.traceback or looked.sentence:
             return [f"({fault}) cannot be looked at: {looked.traceback or looked.sentence}"]
         world.seen = seen = looked.value
+        # Of a push that failed nobody can say whether it was in time.
+        if not (ended.is_killed or ended.sentence) or seen.pushed == world.pushed | new:
+            world.pushed |= new
         return list(self.compare(world, step, before, seen, ended.sentence, fault))
 
     def compare(
@@ -404,9 +457,18 @@ class Sequences:
         for number in now.rows.keys() & before.rows.keys():
             if now.rows[number] != before.rows[number] and step.name != "delete":
                 yield f"silently wrong: release {number} has other rows than it had"
-        may_change = step.name in ("delete", "push", "forget")  # what may answer otherwise at once
+        # What may answer otherwise at once.
+        may_change = step.name in ("delete", "forget", *PUSHES)
         if now.live == before.live and now.answers != before.answers and not may_change:
             yield f"silently wrong: release {now.live} answers otherwise: {now.answers}"
+        if now.pushed != world.pushed:
+            odd = dict(now.pushed.items() ^ world.pushed.items())
+            yield f"silently wrong ({fault}): what was pushed is lost or came back: {odd}"
+        for name, row in world.pushed.items() if now.shown is not None else ():
+            if (name in now.shown) != (row is not None):
+                yield f"silently wrong ({fault}): a search does not know what was pushed: {name}"
+        if world.forgotten & (now.shown or set()):
+            yield "silently wrong: a search shows what was forgotten"
         gone = {f"{name}#" for name in world.forgotten}
         for number, rows in now.rows.items():
             if any(row[0].startswith(tuple(gone)) for row in rows):
@@ -420,9 +482,9 @@ class Sequences:
         new = now.rows.keys() - before.rows.keys()
         keep = world.options["keep_releases"]
         should = sorted(before.rows.keys() | new)[-keep:] if new else sorted(before.rows)
-        if step.name in ("run", "faulty run", "force") and not set(should) <= now.rows.keys():
+        if step.name in ("run", "faulty-run", "force") and not set(should) <= now.rows.keys():
             yield f"releases lost: {sorted(now.rows)} of {sorted(before.rows)} ({sentence})"
-        if step.name in ("run", "faulty run") and new:
+        if step.name in ("run", "faulty-run") and new:
             clean = self.clean_build(world)
             if clean is not None and now.rows[max(new)] != clean.rows[1]:
                 odd = sorted(now.rows[max(new)] ^ clean.rows[1])[:3]
@@ -441,6 +503,8 @@ class Sequences:
                 yield "silently wrong: the newest release is not what the source says"
             if now.unnamed:
                 yield f"nothing names {', '.join(now.unnamed)}"
+        if step.name == "push" and sentence:
+            yield f"the push says: {sentence}"
         if step.name == "run" and sentence and "may_shrink" not in sentence:
             yield f"the run says: {sentence}"
 
@@ -459,11 +523,11 @@ class Sequences:
             self.clean[key] = ended.value
         return self.clean[key]
 
-    def shrink(self, steps: list[Step], is_shared: bool) -> list[Step]:
+    def shrink(self, steps: list[Step], kind: tuple[bool, bool]) -> list[Step]:
         """As few of the steps as still go wrong, one left out at a time."""
         for at in range(len(steps) - 1, -1, -1):
             fewer = steps[:at] + steps[at + 1 :]
-            if self.play(fewer, is_shared):
+            if self.play(fewer, *kind):
                 steps = fewer
         return steps
 
@@ -481,19 +545,25 @@ def _stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in paths if path.suffix != ".lock"}
 
 
+def kind_of(seed: int) -> tuple[bool, bool]:
+    """Whether a tree has two machines, and whether it has files; some have the one and not the
+    other."""
+    return seed % SHARED == 2, seed % PUSHED != 4 and seed % (2 * PUSHED) != 7
+
+
 def play(count: int, seed: int, acts: int, folder: Path) -> Iterator[tuple[str, list[str]]]:
     """What is to be said of each sequence, nothing of one that is right."""
-    import lancedb  # noqa: F401  # before the children need it
+    prepare_children()
 
     player, played = Sequences(folder), 0
     while played < count:
         for path, problems in player.grow(seed, acts):
             if problems:
-                is_shared = random.Random(seed).randrange(SHARED) == 0
-                fewer = player.shrink(path, is_shared)
-                words = " ".join(map(str, fewer)).replace("faulty run", "faulty-run")
-                again = f"--play '{words}'{' --shared' * is_shared}"
-                problems = [*problems, *player.play(fewer, is_shared), again]
+                kind = kind_of(seed)
+                fewer = player.shrink(path, kind)
+                words = " ".join(map(str, fewer))
+                again = f"--play '{words}'{' --shared' * kind[0]}{' --pushed' * (not kind[1])}"
+                problems = [*problems, *player.play(fewer, *kind), again]
             yield f"tree {seed}", problems
             played += 1
             if problems or played == count:
@@ -502,15 +572,15 @@ def play(count: int, seed: int, acts: int, folder: Path) -> Iterator[tuple[str, 
     print(f"trees up to {seed - 1}; steps: {dict(player.counts)}")
 
 
-def one(words: str, is_shared: bool, folder: Path) -> list[str]:
+def one(words: str, kind: tuple[bool, bool], folder: Path) -> list[str]:
     """A sequence as it was printed."""
-    import lancedb  # noqa: F401
+    prepare_children()
 
     steps = []
     for word in words.split():
         name, _, seed = word.rpartition(":")
-        steps.append(Step(name.replace("-run", " run"), int(seed)))
-    return Sequences(folder).play(steps, is_shared)
+        steps.append(Step(name, int(seed)))
+    return Sequences(folder).play(steps, *kind)
 
 
 def main() -> None:
@@ -520,12 +590,15 @@ def main() -> None:
     parser.add_argument("--acts", type=int, default=4, help="between the first and the last run")
     parser.add_argument("--play", help="one sequence alone, as it was printed")
     parser.add_argument("--shared", action="store_true", help="that one on two machines")
+    parser.add_argument("--pushed", action="store_true", help="that one without files")
     options = parser.parse_args()
     start_again_with_shim()
     tried = wrong = 0
     with tempfile.TemporaryDirectory() as folder:
         if options.play:
-            results = iter([("it", one(options.play, options.shared, Path(folder)))])
+            results = iter(
+                [("it", one(options.play, (options.shared, not options.pushed), Path(folder)))]
+            )
         else:
             results = play(options.count, options.seed, options.acts, Path(folder))
         for name, problems in results:

@@ -51,7 +51,12 @@ from embedding_pipelines_tests.buckets import (
     serve_s3,
 )
 from embedding_pipelines_tests.chain import live_rows, run_of, run_steps, write_pipeline
-from embedding_pipelines_tests.faults.children import Ended, in_child, start_again_with_shim
+from embedding_pipelines_tests.faults.children import (
+    Ended,
+    in_child,
+    prepare_children,
+    start_again_with_shim,
+)
 from embedding_pipelines_tests.faults.sweep import chosen, search, unnamed
 from embedding_pipelines_tests.recording import Recording
 from embedding_pipelines_tests.shared import PIPELINE
@@ -441,8 +446,7 @@ def sweep(
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[tuple[Point, list[str]]]:
     """Each point that was tried, with what went wrong."""
-    import lancedb  # noqa: F401  # before the children need it
-    import obstore  # noqa: F401
+    prepare_children()
 
     with open_store(folder) as store:
         tools = {name: StoreSweep(name, copy.copy(store), folder / name) for name in scenarios}

@@ -43,6 +43,7 @@ from embedding_pipelines_tests.faults.children import (
     Ended,
     Fault,
     in_child,
+    prepare_children,
     start_again_with_shim,
 )
 from embedding_pipelines_tests.faults.damage import run
@@ -337,7 +338,7 @@ def sweep(
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[tuple[Point, list[str]]]:
     """Each point that was tried, with what went wrong."""
-    import lancedb  # noqa: F401  # before the children need it
+    prepare_children()
 
     for by, count in (("steps", steps), ("command", command)):
         if not count:
@@ -388,7 +389,7 @@ def main() -> None:
 
 def one(text: str, folder: Path) -> Iterator[tuple[Point, list[str]]]:
     by, scenario, kind, at = text.split("/")
-    import lancedb  # noqa: F401  # before the children need it
+    prepare_children()
 
     tool, point = Sweep(folder, by), Point(by, scenario, kind, int(at))
     tool.prepare([scenario])
