@@ -27,6 +27,7 @@ class Cleaning:
     vectors: int  # of the embedding cache
     vector_bytes: int
     left_alone: list[str] = field(default_factory=list)  # a sentence each
+    partial: list[str] = field(default_factory=list)  # pipelines of which this machine has a part
 
     @property
     def size_bytes(self) -> int:
@@ -38,7 +39,8 @@ def clean(home: Path, look_only: bool = False) -> Cleaning:
     """Delete the garbage of all pipelines of a home, and those vectors of the embedding cache that
     `warehouse.yaml` lets go; with `look_only` say what that is, and write nothing.
 
-    What is at work, or cannot be read, is left alone, and said. Releases that can be gone back to,
+    What is at work, or cannot be read, is left alone, and said, as are pipelines of which this
+    machine has only what a search reads: those are cleaned where they run. Releases that can be gone back to,
     the newest candidate, and the vectors that a pipeline uses always stay.
     """
     warehouse, (specs, broken) = Warehouse(home), read_pipelines(home)
@@ -49,11 +51,15 @@ def clean(home: Path, look_only: bool = False) -> Cleaning:
             for path, error in broken.items()
         ],
     )
+    partial = list[str]()
     for name, spec in specs.items():
         run = Run(spec, warehouse)
-        if not run.folder.folder.exists() or not is_whole(warehouse, name):
+        if not run.folder.folder.exists():
             continue
         try:
+            if not is_whole(warehouse, name):  # what it lacks would count as needed by nothing
+                partial.append(name)
+                continue
             with _locked(run, look_only):
                 garbage[name] = find_garbage(run)
                 if garbage[name] and not look_only:
@@ -67,7 +73,7 @@ def clean(home: Path, look_only: bool = False) -> Cleaning:
         vectors, size = expire_unused(home, cache_rules(home), today, look_only)
     except EmbeddingPipelinesError as error:
         left_alone.append(f"embedding cache: {error}")
-    return Cleaning(garbage, vectors, size, left_alone)
+    return Cleaning(garbage, vectors, size, left_alone, partial)
 
 
 @contextlib.contextmanager

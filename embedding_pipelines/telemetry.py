@@ -50,7 +50,8 @@ class JsonLines(logging.StreamHandler[Any]):
 
 
 def set_up(environment: Mapping[str, str]) -> None:
-    """Do what the environment says, once. Raises ConfigError for a format of logs that is none."""
+    """Do what the environment says, once, and warn where the extra is missing for it. Raises
+    ConfigError for a format of logs that is none."""
     wish = environment.get(LOG_VARIABLE, "")
     if wish not in ("", "json"):
         raise ConfigError(
@@ -62,8 +63,15 @@ def set_up(environment: Mapping[str, str]) -> None:
         logger.propagate = False
         logger.setLevel(logging.INFO)
     is_wanted = environment.get("OTEL_TRACES_EXPORTER") != "none"
-    if is_wanted and any(map(environment.get, ENDPOINTS)) and _is_installed():
+    endpoint = next(filter(environment.get, ENDPOINTS), None)
+    if is_wanted and endpoint and _is_installed():
         _export(environment)
+    elif is_wanted and endpoint:
+        logging.getLogger(ROOT).warning(
+            "%s is set, and no spans are sent: run pip install 'embedding-pipelines[telemetry]', or "
+            "set OTEL_TRACES_EXPORTER=none.",
+            endpoint,
+        )
 
 
 def _is_installed() -> bool:

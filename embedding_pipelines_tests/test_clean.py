@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from embedding_pipelines.clean import clean
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.releases import is_readable, live_release, read_releases, rollback
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.steps.garbage import CANDIDATES, find_garbage
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
@@ -23,6 +25,7 @@ from embedding_pipelines_tests.chain import (
     write_csv,
     write_pipeline,
 )
+from embedding_pipelines_tests.cli.test_main import command as command
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.shared import at_work, machine
@@ -120,6 +123,24 @@ def test_what_is_cleaned_is_published(p: Path, tmp_path: Path) -> None:
     write_pipeline(other, "p", HASHING)
     with at_work(other):
         assert find_garbage(run_of(other, "p")) == []
+
+
+def test_a_copy_that_is_only_searched_is_left_alone_and_said(
+    p: Path, home: Path, tmp_path: Path, command: Command
+) -> None:
+    uri = (tmp_path / "bucket").as_uri()
+    (p / "warehouse.yaml").write_text(f"bucket: {uri}\n")
+    with at_work(p):
+        pass
+    shutil.rmtree(Warehouse(p).root)
+    refresh(Warehouse(p), "p", "search")
+    draft = Warehouse(p).pipeline("p").folder / ".x.json.0123456789ab.tmp"
+    draft.write_text("half")
+    assert clean(p).partial == ["p"]
+    assert draft.exists()
+    said = command("clean")
+    assert said.code == 0
+    assert "p: not looked at, for this machine has only what its searches read." in said.out
 
 
 def test_unused_vectors_go_after_their_time_and_for_room_and_used_ones_never(

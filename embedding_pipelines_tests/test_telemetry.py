@@ -195,12 +195,17 @@ def test_a_wrong_format_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("lacking", ["opentelemetry.sdk", telemetry.EXPORTER])
-def test_who_has_opentelemetry_but_not_the_extra_sends_nothing(
-    monkeypatch: pytest.MonkeyPatch, lacking: str
+def test_who_has_opentelemetry_but_not_the_extra_sends_nothing_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacking: str
 ) -> None:
     for name in (lacking, f"{lacking}.trace", f"{lacking}.trace_exporter"):
         monkeypatch.setitem(sys.modules, name, None)
-    telemetry.set_up({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+    wish = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    telemetry.set_up(wish | {"OTEL_TRACES_EXPORTER": "none"})
+    assert caplog.messages == []
+    telemetry.set_up(wish)
+    (message,) = caplog.messages
+    assert message.startswith("OTEL_EXPORTER_OTLP_ENDPOINT is set, and no spans are sent: run pip")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +31,7 @@ from embedding_pipelines.cli.terminal import (
     say,
 )
 from embedding_pipelines.environment import home as home_folder
+from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.home import pipelines_folder
 
 LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
@@ -128,13 +128,18 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 @app.command()
 def status(names: Names = None) -> Outcomes:
     """Show freshness, rows, releases, faults and the next tick."""
-    from embedding_pipelines.orchestration.ticks import next_tick
+    from embedding_pipelines.dagster_files import NO_DAEMON, is_without_daemon
     from embedding_pipelines.status import pipeline_status
 
     specs, problems = load_specs(names)
     for number, spec in enumerate(specs):
         row = pipeline_status(spec, open_warehouse())
-        row["next_tick"] = next_tick(spec, home_folder())
+        if is_without_daemon(instance_folder(home_folder())):
+            row["next_tick"] = NO_DAEMON
+        else:
+            from embedding_pipelines.orchestration.ticks import next_tick  # Dagster takes seconds
+
+            row["next_tick"] = next_tick(spec, home_folder())
         absent = {name for name in OPTIONAL if not row[name]}
         absent |= {
             "pipeline",
@@ -156,16 +161,16 @@ def validate(names: Files = None) -> Outcomes:
     It looks at source files, columns, dimensions, models on this machine, keys and judgements. It
     opens no model, asks no service and imports no code of yours.
     """
-    from embedding_pipelines.spec.load import read_draft
+    from embedding_pipelines.spec.load import read_draft, read_pipelines
     from embedding_pipelines.validate import check_file
 
     paths, problems = find_files(names)
-    stems: dict[str, Path] = {}
+    beside = {path.resolve(): error for path, error in read_pipelines(home_folder())[1].items()}
     for path in paths:
-        lines, doubts = check_file(read_draft(path), open_warehouse())
-        first = stems.setdefault(path.stem, path)
-        if first != path:
-            lines.append(f"{path.name}: {first.name} has this name too. Rename one of them.")
+        draft = read_draft(path)
+        lines, doubts = check_file(draft, open_warehouse())
+        if not draft.problems and path.resolve() in beside:  # wrong beside other files alone
+            lines.append(str(beside[path.resolve()]))
         if lines:
             problems.append(Problem("\n".join(lines), path.stem))
         else:

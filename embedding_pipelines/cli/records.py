@@ -216,9 +216,14 @@ def clean(
         lines.append(f"embedding cache: {vectors}, {_megabytes(cleaning.vector_bytes)}")
     verb = "would go" if dry_run else "deleted"
     lines.append(f"{_megabytes(cleaning.size_bytes)} {verb}" if lines else "nothing to delete")
+    lines += [
+        f"{name}: not looked at, for this machine has only what its searches read. Clean where it runs."
+        for name in cleaning.partial
+    ]
     result = {"dry_run": dry_run, "garbage": rows, "vectors": cleaning.vectors}
     result |= {"vector_bytes": cleaning.vector_bytes, "size_bytes": cleaning.size_bytes}
-    yield Output([result | {"left_alone": cleaning.left_alone}], partial(say, *lines))
+    result |= {"left_alone": cleaning.left_alone, "partial": cleaning.partial}
+    yield Output([result], partial(say, *lines))
     for sentence in cleaning.left_alone:
         yield Problem(f"left alone: {sentence}")
 

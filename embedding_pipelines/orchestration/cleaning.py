@@ -25,6 +25,8 @@ def cleaning(home: Path) -> dg.Definitions:
         context.log.info(
             f"{cleaned.vectors:,} vectors of the embedding cache; {cleaned.size_bytes:,} bytes in all"
         )
+        for name in cleaned.partial:
+            context.log.info(f"{name}: not looked at: this machine has only what its searches read")
         for sentence in cleaned.left_alone:
             context.log.warning(f"left alone: {sentence}")
 

@@ -14,12 +14,12 @@ import dagster as dg
 from filelock import FileLock
 from sqlalchemy import Engine, event
 
+from embedding_pipelines.dagster_files import keeps_records_elsewhere
 from embedding_pipelines.environment import home, instance_folder
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.files import create_only
 from embedding_pipelines.orchestration.dead_runs import end_dead_runs
 from embedding_pipelines.orchestration.failures import readable_records
-from embedding_pipelines.orchestration.records import keeps_records_elsewhere
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.storage.warehouse import Warehouse
 

@@ -5,19 +5,10 @@ import platform
 from pathlib import Path
 
 import dagster as dg
-import yaml
 
-STORAGES = ("storage", "run_storage", "event_log_storage")  # in dagster.yaml, by Dagster's names
+from embedding_pipelines.dagster_files import keeps_records_elsewhere
+
 MACHINE_TAG = "machine"  # on runs in a database that machines share: where its process is
-
-
-def keeps_records_elsewhere(folder: Path) -> bool:
-    """Whether the dagster.yaml of an instance's folder names a database, a PostgreSQL server say."""
-    try:
-        settings = yaml.safe_load((folder / "dagster.yaml").read_text("utf-8"))
-    except FileNotFoundError:
-        return False
-    return isinstance(settings, dict) and any(name in settings for name in STORAGES)
 
 
 def machine_tags(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from embedding_pipelines.dagster_files import ALIVE, NO_DAEMON, is_without_daemon
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import readable_records
@@ -12,16 +13,13 @@ from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.sensors import BATCH_TICK_SECONDS, TICK_SECONDS
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
-ALIVE = timedelta(minutes=2)  # since a daemon's last heartbeat, of which there is one in 30 s
-NO_DAEMON = "none: no Dagster daemon runs; start one with `dagster dev`"
-
 
 def next_tick(spec: PipelineSpec, home: Path) -> str:
     """When a schedule or a sensor of a pipeline next looks at it, and what asks for that; `none`,
     and why, where nothing does. Raises nothing: who asks wants to know how the pipeline stands."""
     folder = instance_folder(home)
     try:
-        if not (folder / "dagster.yaml").is_file():
+        if is_without_daemon(folder):
             return NO_DAEMON
         with readable_records(folder), open_instance(home) as instance:
             return _next_tick(spec, instance, datetime.now(UTC))

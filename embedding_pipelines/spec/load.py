@@ -100,6 +100,7 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
     specs: dict[str, PipelineSpec] = {}
     errors: dict[Path, ConfigError] = {}
     seen: set[str] = set()
+    queues: dict[str, str] = {}
     for path in pipeline_files(home):
         try:
             if path.stem in seen:
@@ -108,7 +109,14 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
                     "them."
                 )
             seen.add(path.stem)
-            specs[path.stem] = read_pipeline(path)
+            spec = read_pipeline(path)
+            if spec.events and (other := queues.setdefault(spec.events, path.name)) != path.name:
+                raise ConfigError(
+                    f"{escaped(path.name)}: events: {escaped(other)} names this queue too, and a "
+                    "message reaches one of them alone. Give each a queue of its own, and have S3 "
+                    "send its events to both by way of an SNS topic."
+                )
+            specs[path.stem] = spec
         except ConfigError as error:
             errors[path] = error
     return specs, errors

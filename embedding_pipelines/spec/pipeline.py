@@ -192,6 +192,11 @@ class PipelineSpec(BaseModel):
         source = info.data.get("source")
         if events is None or source is None:
             return events
+        if "@" in events or "?" in events:
+            raise ValueError(
+                "the queue's address holds credentials; leave them out and change them, since they "
+                "were in a file, and set AWS's usual environment variables"
+            )
         if not ADDRESS.fullmatch(events):
             raise ValueError(f"{events!r} is no URL of an SQS queue: write https://sqs.…")
         paths = source.path if isinstance(source, FileSource) else ()

@@ -169,6 +169,19 @@ def test_validate_reads_the_files_of_the_evaluation(command: Command, home: Path
     assert command("validate").code == 0
 
 
+def test_validate_says_what_is_wrong_beside_other_files_alone(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_pipelines.validate.faults", lambda *_: [])  # of the bucket
+    text = HASHING.replace("path: 'data/*.csv'", "path: 's3://shop/in/*.csv'")
+    for name in ("a", "b"):
+        write_pipeline(home, name, f"{text}events: https://sqs.eu-central-1.amazonaws.com/1/q\n")
+    said = command("validate")
+    assert said.code == 1
+    assert said.out == "a: valid\n"
+    assert "b.yaml: events: a.yaml names this queue too" in said.err
+
+
 def test_validate_names_every_mistake_of_every_file(command: Command, home: Path) -> None:
     write_csv(home, "a.csv", [(1, "a", "b")])
     write_pipeline(home, "good", HASHING)

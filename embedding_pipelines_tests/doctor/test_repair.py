@@ -149,8 +149,7 @@ def test_what_is_lost_on_both_sides_keeps_nothing_else_from_being_put_back(
     sentences = mend(run.spec, run.warehouse)
     said = list[str]()
     with pytest.raises(BucketError, match=r"is gone\. Try again; .* publish all anew"):
-        for sentence in sentences:
-            said.append(sentence)
+        list(map(said.append, sentences))
     assert "put back 1 object of the bucket from here." in said
     assert "the bucket lacks 1 object more" in said[-1]
     assert other.is_file()

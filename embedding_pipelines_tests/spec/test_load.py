@@ -213,6 +213,26 @@ def test_a_broken_file_does_not_hide_the_others(home: Path) -> None:
     assert "another file is called 'good' too" in str(problems[home / "pipelines" / "good.yaml"])
 
 
+def test_two_pipelines_do_not_take_each_other_s_messages(home: Path) -> None:
+    text = HASHING.replace("path: 'data/*.csv'", "path: 's3://shop/in/*.csv'")
+    text += "events: https://sqs.eu-central-1.amazonaws.com/1/products\n"
+    write_pipeline(home, "a", text)
+    write_pipeline(home, "b", text)
+    write_pipeline(home, "c", text.replace("/products", "/others"))
+    specs, problems = read_pipelines(home)
+    assert set(specs) == {"a", "c"}
+    (problem,) = problems.values()
+    assert str(problem).startswith("b.yaml: events: a.yaml names this queue too")
+
+
+def test_a_queue_s_address_with_credentials_is_refused_and_not_repeated(home: Path) -> None:
+    text = HASHING.replace("path: 'data/*.csv'", "path: 's3://shop/in/*.csv'")
+    text += "events: https://AKIA:secret@sqs.eu-central-1.amazonaws.com/1/products\n"
+    with pytest.raises(ConfigError, match="the queue's address holds credentials") as raised:
+        read_pipeline(write_pipeline(home, "a", text))
+    assert "secret" not in str(raised.value)
+
+
 def test_an_unknown_pipeline_is_met_with_the_nearest_one(home: Path) -> None:
     with pytest.raises(
         ConfigError,
