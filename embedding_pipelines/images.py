@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.extras import need
-from embedding_pipelines.schemas import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,14 +33,27 @@ MAX_BYTES = 256 * 2**20  # of a file
 MAX_PIXELS = 64_000_000  # a camera's 61 megapixels; 256 MB while it is decoded, at 4 bytes each
 # Pillow's names. Of the others, some start programs (EPS) or are no pictures (PDF).
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PCX", "PNG", "TIFF", "WEBP")
+_HEIF_BRANDS = {b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1")}
 HEIF = "HEIF"  # HEIC, where the package pillow-heif is installed
 ORIENTATION = 0x0112  # EXIF's tag
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N"}
+_DIGEST_BYTES = 16  # as in schemas.py, whose Arrow a process that decodes need not load
 _HASH_SIDE = 8  # of the perceptual hash: 8 x 8 bits
 
 
 class ImageError(ValueError):
     """Bytes that are no image, a broken one, or one beyond the limits; the text says which."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is on record of an image, in place of its pixels."""
+
+    format: str  # as `format_of` says
+    width: int  # as it is looked at, with its orientation
+    height: int
+    digest: str
+    perceptual: str
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,21 @@ def format_of(data: bytes) -> str:
     return {"mpo": "jpeg"}.get(name, name)  # a JPEG with further pictures, as phones write them
 
 
+def too_large(size_bytes: int) -> str:
+    """Why a file of so many bytes is not read."""
+    return f"the file has {size_bytes:,} bytes; at most {MAX_BYTES:,} are read"
+
+
+def look(data: bytes) -> Look:
+    """Decode an image file and describe it. Raises ImageError."""
+    pixels = decode(data)
+    height, width = pixels.shape[:2]
+    return Look(format_of(data), width, height, digest(pixels), perceptual(pixels))
+
+
 def digest(pixels: Pixels) -> str:
     """128 bits over shape and pixels, in hexadecimal: the same for every lossless encoding."""
-    hasher = hashlib.blake2b(np.asarray(pixels.shape, "<u4").tobytes(), digest_size=DIGEST_BYTES)
+    hasher = hashlib.blake2b(np.asarray(pixels.shape, "<u4").tobytes(), digest_size=_DIGEST_BYTES)
     hasher.update(np.ascontiguousarray(pixels).data)
     return hasher.hexdigest()
 
@@ -151,10 +175,12 @@ def _open(data: bytes) -> "ImageFile":
     if not data:
         raise ImageError("the file is empty")
     if len(data) > MAX_BYTES:
-        raise ImageError(f"the file has {len(data):,} bytes; at most {MAX_BYTES:,} are read")
+        raise ImageError(too_large(len(data)))
     try:
         image: ImageFile = pillow.open(io.BytesIO(data), formats=_formats())
     except pillow.UnidentifiedImageError as error:
+        if data[4:12] in _HEIF_BRANDS:
+            raise ImageError("it is HEIC: run pip install pillow-heif, which reads it") from error
         kinds = ", ".join(name.lower() for name in _formats())
         raise ImageError(f"the content is no image of a format that is read: {kinds}") from error
     except pillow.DecompressionBombError as error:

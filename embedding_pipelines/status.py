@@ -38,6 +38,7 @@ from embedding_pipelines.steps.documents import (
     is_pushed,
     read_files,
 )
+from embedding_pipelines.steps.duplicates import KINDS, read_duplicates
 from embedding_pipelines.steps.output import output_state
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.steps.repair import damaged_states
@@ -93,6 +94,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
+        "duplicates": _duplicates(run),
         "forgotten": sum(statistics.forgotten for statistics in files.values()),
         "rejected_texts": rejected_texts,
         "rejected_texts_table": str(run.folder.rejected_texts),
@@ -157,6 +159,15 @@ def check_filter(word: str) -> str:
             f"filter is {word!r}: write one of {', '.join(FILTERS)}.{did_you_mean(word, FILTERS)}"
         )
     return word
+
+
+def _duplicates(run: Run) -> dict[str, Any] | None:
+    """How many images are the same as another one, or look like it; None without images."""
+    if not run.spec.source.has_images:
+        return None
+    groups = read_duplicates(run.folder.duplicates)
+    counts = {str(kind): groups.images(kind) for kind in KINDS}
+    return {**counts, "table": str(run.folder.duplicates)}
 
 
 def _archived(warehouse: Warehouse, name: str, number: int | None) -> dict[str, Any] | None:

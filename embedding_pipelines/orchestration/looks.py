@@ -75,7 +75,8 @@ def look(run: Run, memory: Memory, now: float) -> Look:
     says_all = len(names) <= MOST_NAMES and all(event.names is not None for event in events)
     seen = None
     # Without a record nothing was read with the source's options as they are now.
-    if memory.is_calm and says_all and not is_due and record:
+    is_told = says_all and not run.spec.source.is_joined
+    if memory.is_calm and is_told and not is_due and record:
         with contextlib.suppress(BucketError):  # of an object, say: the listing tells
             seen = _look_at(run, names, record, memory.listed_at)
     seen = seen or list_source(run, now)

@@ -37,6 +37,7 @@ class Counts:
     tokens: int = 0  # of all chunks, special and overlapping ones too: what the model has to read
     unknown_tokens: int = 0  # of these, those that the model's vocabulary lacks
     html: int = 0  # documents that lost their markup
+    images: int = 0  # of the chunks, those of images, of which the model reads no text
 
 
 class Preprocessing(BaseModel):
@@ -69,19 +70,24 @@ class Preprocessing(BaseModel):
         return self.clean.texts(plain), of_html
 
     def process(
-        self, documents: Iterable[pa.RecordBatch], cutter: Cutter, counts: Counts
+        self,
+        documents: Iterable[pa.RecordBatch],
+        cutter: Cutter,
+        counts: Counts,
+        images: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """Chunks of `schemas.chunks_schema`, in the order of their documents.
 
         `documents` are of `schemas.stored_documents_schema`. A batch has at most MAX_ROWS rows and
-        the chunks of about 1 MiB of text, or of one longer document. Raises ConfigError if a single
+        the chunks of about 1 MiB of text, or of one longer document. With `images`, a document with
+        a digest in its column `image` is one chunk with all of its text, and no tokens. Raises ConfigError if a single
         character has more tokens than a chunk may hold.
         """
         for group in itertools.chain.from_iterable(map(_groups, documents)):
             given = [text or "" for text in group["text"].to_pylist()]
             texts, of_html = self.tidy(given)
             counts.html += of_html
-            pieces = cutter.cut(texts)
+            pieces = _cut(group, texts, cutter, counts) if images else cutter.cut(texts)
             counts.documents += len(texts)
             counts.empty += sum(not cuts for cuts in pieces)
             rows = [(row, piece) for row, cuts in enumerate(pieces) for piece in cuts]
@@ -94,6 +100,20 @@ class Preprocessing(BaseModel):
                 counts.truncated += sum(piece.unseen > 0 for _, piece in part)
                 counts.unseen_tokens += sum(piece.unseen for _, piece in part)
                 yield batch
+
+
+def _cut(
+    group: pa.RecordBatch, texts: Sequence[str], cutter: Cutter, counts: Counts
+) -> list[list[Piece]]:
+    """The pieces of texts, and of each image the whole text."""
+    is_image = group["image"].is_valid().to_pylist()
+    counts.images += sum(is_image)
+    plain = [text for text, image in zip(texts, is_image, strict=True) if not image]
+    cuts = iter(cutter.cut(plain))
+    return [
+        [Piece(0, len(text), 0)] if image else next(cuts)
+        for text, image in zip(texts, is_image, strict=True)
+    ]
 
 
 def _groups(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -59,7 +59,7 @@ class Edits:
             for place in (*sentence_ends(text), len(text)):
                 if place > at:
                     share = (place - at) / len(text)
-                    yield document, text[at:place], (tokens - self._special) * share
+                    yield document, text[at:place], max(tokens - self._special, 0) * share
                     at = place
 
 

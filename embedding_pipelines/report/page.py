@@ -34,6 +34,7 @@ from embedding_pipelines.report.verdict import Changes, changes_of, verdict_of
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import read_rejections
+from embedding_pipelines.steps.duplicates import WORDS, read_duplicates
 from embedding_pipelines.steps.release import candidate_of
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines.stores.base import Table
@@ -43,6 +44,7 @@ Part = TypeVar("Part")
 
 IN_HISTORY = {"release", "space", "codec", "metrics"}  # of each line
 REJECTED = 20  # rows that the page shows
+GROUPS, IN_GROUP = 10, 5  # of duplicates of a kind, and images of each, that it shows
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -114,6 +116,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         ],
         answers=answers,
         rejected=parts.read(lambda: _rejected(run), None),
+        duplicates=parts.read(lambda: _duplicates(run), None),
         charts={title: figure.to_dict() for title, figure in figures.items()},
         absent=ABSENT,
         size=SIZE,
@@ -210,6 +213,19 @@ def _rejected(run: Run) -> dict[str, Any]:
         for row in rejections.rows[: rejections.total]  # documents without text follow
     ]
     return {"total": rejections.total, "rows": rows, "tables": list(map(str, rejections.tables))}
+
+
+def _duplicates(run: Run) -> dict[str, Any] | None:
+    """The first groups of images that are the same or alike; None if there are none."""
+    if not run.spec.source.has_images:
+        return None
+    groups = read_duplicates(run.folder.duplicates)
+    rows = [
+        {"what": what, "images": ", ".join(map(cut, ids[:IN_GROUP])), "more": len(ids) - IN_GROUP}
+        for kind, what in WORDS.items()
+        for ids in groups.groups(kind)[:GROUPS]
+    ]
+    return {"sentence": groups.sentence, "rows": rows, "table": str(run.folder.duplicates)}
 
 
 def _kept(live: Release | None, releases: Releases) -> dict[str, str]:

@@ -6,6 +6,7 @@ decodes them, `columns.py` makes documents of columns.
 """
 
 import contextlib
+import functools
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -58,6 +59,8 @@ class ReadLog:
     notes: list[str] = field(default_factory=list)
 
 
+Reading = tuple[SourceFile, Callable[[ReadLog], Iterator[pa.RecordBatch]]]
+
 Names = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
@@ -73,6 +76,7 @@ class Source(Choice):
 
     suffixes: ClassVar[tuple[str, ...]] = ()  # which files of a folder to read; in lower case
     unit: ClassVar[str] = "file"  # what one of its parts is, for people
+    has_images: ClassVar[bool] = False  # its column `image` holds the digest of a document's pixels
 
     id: str | None = None
     text: Names = ("text",)
@@ -199,6 +203,18 @@ class Source(Choice):
     def omissions(self, home: Path) -> list[str]:
         """What a run shall say of how `files` looks: a sentence each."""
         return []
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether its stamps depend on more than the parts themselves, so that only `files` tells
+        them."""
+        return False
+
+    @contextlib.contextmanager
+    def reading(self, files: Iterator[SourceFile]) -> Iterator[Iterator[Reading]]:
+        """Each file with what reads it as `read` does, in order, to be read before the next one is
+        asked for. A source may begin with the next ones meanwhile."""
+        yield ((file, functools.partial(self.read, file)) for file in files)
 
     @abstractmethod
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:

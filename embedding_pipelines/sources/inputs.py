@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import pyarrow as pa
 
@@ -28,8 +29,11 @@ class SourceFile:
     size_bytes: int
     stamp: Stamp
     """Changes whenever the content does. Of a file it holds size, mtime and ctime: a copy that
-    keeps size and times has another ctime. Of an object it holds size and ETag."""
+    keeps size and times has another ctime. Of an object it holds size and ETag. A source may add to
+    it what else decides the documents of this part."""
     path: Path
+    below: str = field(default="", kw_only=True)  # its path below the folder that was named
+    joined: Any = field(default=None, kw_only=True)  # what the source knows of it from elsewhere
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class SourceObject:
     stamp: Stamp
     bucket: Bucket
     listed: Object
+    below: str = field(default="", kw_only=True)  # as in SourceFile
+    joined: Any = field(default=None, kw_only=True)
 
     @classmethod
-    def of(cls, bucket: Bucket, listed: Object) -> "SourceObject":
+    def of(cls, bucket: Bucket, listed: Object, below: str = "") -> "SourceObject":
         stamp = (listed.size_bytes, listed.tag)
-        return cls(bucket.uri(listed.key), listed.size_bytes, stamp, bucket, listed)
+        return cls(bucket.uri(listed.key), listed.size_bytes, stamp, bucket, listed, below=below)
 
 
 Input = SourceFile | SourceObject
@@ -97,7 +103,8 @@ def _copy(each: Input, path: Path) -> SourceFile:
         now = SourceObject.of(each.bucket, each.bucket.download(each.listed, path))
     except BucketError as error:
         raise SourceError(str(error)) from error
-    return SourceFile(now.name, now.size_bytes, now.stamp, path)
+    stamp = (*now.stamp, *each.stamp[len(now.stamp) :])
+    return SourceFile(now.name, now.size_bytes, stamp, path, below=each.below, joined=each.joined)
 
 
 def _fits(inputs: Sequence[Input]) -> bool:

@@ -8,8 +8,9 @@ or az:// names objects in the same way: what stands between slashes is a folder.
 """
 
 import fnmatch
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from embedding_pipelines.errors import BucketError, SourceError, did_you_mean
@@ -76,13 +77,16 @@ def reads(entry: str, place: str) -> bool:
     )
 
 
-def omissions(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """What walks through folders leave out, hidden names apart: a sentence for each reason."""
+def omissions(
+    entries: Iterable[str], home: Path, suffixes: tuple[str, ...], used: Collection[str] = ()
+) -> list[str]:
+    """What walks through folders leave out, hidden names apart and those that are of other use: a
+    sentence for each reason."""
     home, places = Path(os.path.abspath(home)), Omissions()
     files = {file.name for file in _survey(entries, home, suffixes, places)}
     notes = []
     for reason, paths in places.items():
-        names = sorted({_name(path, home) for path in paths} - files)
+        names = sorted({_name(path, home) for path in paths}.difference(files, used))
         if names:
             count = len(names)
             rest = f" and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else ""
@@ -112,7 +116,8 @@ def _survey(
                 f"{error.filename}: cannot look at it ({error.strerror}). Let this user read it, "
                 "and enter the folders above."
             ) from error
-        files |= {file.name: file for file in (_source_file(path, home) for path in paths)}
+        root = _root(whole)
+        files |= {file.name: file for file in (_source_file(path, home, root) for path in paths)}
     for reason, outside in places.items():
         places[reason] = [
             path for path in outside if isinstance(path, str) or warehouse not in path.parents
@@ -189,7 +194,17 @@ def _list(path: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _source_file(path: Path, home: Path) -> SourceFile:
+def _root(whole: Path) -> Path:
+    """The folder from which an entry names what is below it: what comes before a pattern."""
+    if whole.is_file():
+        return whole.parent
+    if whole.is_dir():
+        return whole
+    parts = itertools.takewhile(lambda part: not _MAGIC & set(part), whole.parts)
+    return Path(*parts)
+
+
+def _source_file(path: Path, home: Path, root: Path) -> SourceFile:
     name = _name(path, home)
     try:
         name.encode()
@@ -199,7 +214,8 @@ def _source_file(path: Path, home: Path) -> SourceFile:
         ) from error
     status = path.stat()
     stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return SourceFile(name, status.st_size, stamp, path)
+    below = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return SourceFile(name, status.st_size, stamp, path, below=below)
 
 
 def _name(path: Path | str, home: Path) -> str:
@@ -225,7 +241,14 @@ def _objects(entry: str, suffixes: tuple[str, ...], places: Omissions) -> list[S
             raise _no_object_error(entry, bucket, parts, suffixes)
     except BucketError as error:
         raise SourceError(str(error)) from error
-    return [SourceObject.of(bucket, each) for each in objects]
+    key = "/".join(parts)
+    if any(each.key == key for each in objects):
+        root = key.rpartition("/")[0]
+    else:
+        root = "/".join(itertools.takewhile(lambda part: not _MAGIC & set(part), parts))
+    return [
+        SourceObject.of(bucket, each, each.key.removeprefix(root).lstrip("/")) for each in objects
+    ]
 
 
 def _expand_objects(

@@ -32,6 +32,7 @@ class ChunksStep(Step):
     technologies = ("python", "parquet")
     sentence = "{chunks}, {tokens}, {empty}"
     extras: ClassVar[Mapping[str, str]] = {
+        "images": "{:,} of them images",
         "unknown_tokens": "{} unknown to the model",
         "html": "{} freed of HTML markup",
         "truncated": "{} cut at the model's limit",
@@ -97,6 +98,7 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
     is_counted = is_comparable and before and embedded and embedded.inputs == before.digest
     edits = Edits(special) if is_counted else None
     statistics: dict[str, int] = {}
+    images = run.spec.source.has_images
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in shards.read(partition) if is_comparable else ():
@@ -106,6 +108,7 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
             reused = batch.filter(mask)
             counts.chunks += reused.num_rows
             counts.tokens += pc.sum(reused["tokens"]).as_py() or 0
+            counts.images += len(reused["image"]) - reused["image"].null_count if images else 0
             counts.unknown_tokens += pc.sum(reused["unknown_tokens"]).as_py() or 0
             counts.unseen_tokens += pc.sum(reused["unseen_tokens"]).as_py() or 0
             counts.truncated += pc.sum(pc.greater(reused["unseen_tokens"], 0)).as_py() or 0
@@ -113,7 +116,7 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
         changed = (
             batch.filter(pc.invert(_mask(batch, unchanged))) for batch in documents.read(partition)
         )
-        for batch in run.spec.preprocessing.process(changed, cutter, fresh):
+        for batch in run.spec.preprocessing.process(changed, cutter, fresh, images):
             if edits:
                 edits.add_after(batch)
             yield batch
@@ -140,7 +143,9 @@ def _tell_unknown(run: Run, fresh: Mapping[str, Counts]) -> None:
     if not unknown:
         return
     special = run.model.tokenizer.num_special_tokens_to_add(is_pair=False)
-    tokens = sum(counts.tokens - special * counts.chunks for counts in fresh.values())
+    tokens = sum(
+        counts.tokens - special * (counts.chunks - counts.images) for counts in fresh.values()
+    )
     if unknown / tokens < TELL_UNKNOWN:
         return
     worst = max(fresh, key=lambda partition: fresh[partition].unknown_tokens)

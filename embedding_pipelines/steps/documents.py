@@ -15,7 +15,7 @@ had ever pushed it.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +44,7 @@ from embedding_pipelines.sources.base import Input, ReadLog, Rejection, SourceFi
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
+from embedding_pipelines.steps.duplicates import read_duplicates, write_duplicates
 from embedding_pipelines.steps.repair import repair
 from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
 from embedding_pipelines.storage.pushed import PushedLog, in_force, pushed_log
@@ -171,6 +172,8 @@ class DocumentsStep(Step):
     technologies = ("{spec.source.kind}", "parquet")
     sentence = "{documents} from {files}, {rejected:,} rejected"
     extras: ClassVar[Mapping[str, str]] = {
+        "same_images": "{:,} with the pixels of another one",
+        "alike_images": "{:,} nearly as another one",
         "pushed": "{:,} of them pushed",
         "overruled": "{:,} replaced or deleted by what was pushed",
         "forgotten": "{:,} forgotten left out",
@@ -260,10 +263,16 @@ def write_documents(run: Run) -> StepReport:
             if forgotten.has("file", file.name):
                 files[file.name] = FileStatistics(file.stamp, file.size_bytes, is_forgotten=True)
         needed = [file for file in changed if file.name not in files]
-        with fetched(needed, spill.folder) as read:
-            for number, file in enumerate(read):
-                run.progress.update("documents", number, len(needed), parts)
-                files[file.name] = _read_file(run, file, spill, forgotten, pushed)
+        own = [file for file in needed if not is_pushed(run, file.name)]
+        segments = [file for file in needed if is_pushed(run, file.name)]
+        source, number = run.spec.source, itertools.count()
+        for reader, inputs in ((source, own), (Push.of(source), segments)):
+            if not inputs:
+                continue
+            with fetched(inputs, spill.folder) as local, reader.reading(local) as reads:
+                for file, read in reads:
+                    run.progress.update("documents", next(number), len(needed), parts)
+                    files[file.name] = _read_file(run, file, read, spill, forgotten, pushed)
         spill.close()
         _check_columns(run, files)
         kept = {name: _Kept(run, name, unchanged, pushed) for name in names}
@@ -284,6 +293,8 @@ def write_documents(run: Run) -> StepReport:
     for note in _shared_notes([files[file.name] for file in changed]):
         run.progress.note(note)
     ordered = {file.name: files[file.name] for file in source_files}
+    if run.spec.source.has_images and (sentence := write_duplicates(run).sentence):
+        run.progress.note(f"{sentence}; all are kept, and listed in {folder.duplicates}")
     folder.sync()  # the record says that these files need not be read again
     _write_record(run, ordered, whole=True)
     statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": written}
@@ -482,6 +493,7 @@ def _statistics(run: Run, files: dict[str, FileStatistics], changed_files: int) 
         "forgotten": sum(entry.forgotten for entry in entries),
         "forgotten_files": sum(entry.is_forgotten for entry in entries),
         **(_pushed_statistics(files, segments) if segments else {}),
+        **(_duplicate_statistics(run) if run.spec.source.has_images else {}),
         **({"other_encodings": ", ".join(encodings)} if encodings else {}),
         **({"notes": notes} if notes else {}),
     }
@@ -497,17 +509,26 @@ def _pushed_statistics(
     }
 
 
+def _duplicate_statistics(run: Run) -> dict[str, int]:
+    groups = read_duplicates(run.folder.duplicates)
+    return {"same_images": groups.images("same"), "alike_images": groups.images("alike")}
+
+
 def forgotten_by(run: Run) -> Forgotten:
     """What the pipeline leaves out for good. Raises StoreError if that cannot be read."""
     return read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
 
 
 def _read_file(
-    run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten, pushed: Pushed
+    run: Run,
+    file: SourceFile,
+    read_documents: Callable[[ReadLog], Iterator[pa.RecordBatch]],
+    spill: Spill,
+    forgotten: Forgotten,
+    pushed: Pushed,
 ) -> FileStatistics:
     statistics = FileStatistics(file.stamp, file.size_bytes)
     is_log = is_pushed(run, file.name)
-    source = Push.of(run.spec.source) if is_log else run.spec.source
 
     def reject(rejection: Rejection) -> None:
         if forgotten and forgotten.has("record", rejection.raw):
@@ -517,7 +538,7 @@ def _read_file(
         spill.reject(rejection)
 
     log = ReadLog(reject=reject)
-    for read in source.read(file, log):
+    for read in read_documents(log):
         batch = _without_forgotten(run, read, forgotten, is_log) if forgotten else read
         statistics.forgotten += read.num_rows - batch.num_rows
         if pushed:

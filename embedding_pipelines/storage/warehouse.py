@@ -294,6 +294,7 @@ class PipelineFolder:
         self.embeddings = Shards(folder / "embeddings")
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
+        self.duplicates = folder / "documents" / "duplicates.parquet"  # of images
         self.batch_jobs = folder / "embeddings" / "batch_jobs.json"  # those with texts of it
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
