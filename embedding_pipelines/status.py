@@ -67,7 +67,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     live, newest = releases.get(releases.live), releases.newest
     rejected_texts = sum(entry.rejected for entry in _recorded(run, run.folder.embeddings))
     held_back, activity = _held_back(run, live), last_activity(run)
-    state = activity.state if activity else ""
+    state: str = activity.state if activity else ""
     waiting, source = _source(run)
     rolled_back = _rolled_back(live, newest)
     lag = _lag(run, live, waiting, source, state, held_back, rolled_back)

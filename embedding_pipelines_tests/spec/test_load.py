@@ -53,7 +53,8 @@ MISTAKES = {
     ),
     "no kind": (
         "source: {path: a}\n" + M,
-        "1: source: needs a `kind`: one of csv, html, huggingface, images, json, jsonl, markdown, parquet, pdf, push, sql.",
+        "1: source: needs a `kind`: one of csv, html, huggingface, images, json, jsonl, markdown, "
+        "parquet, pdf, push, sql.",
     ),
     "a path as source": (
         S.replace("{kind: csv, path: a.csv}", "a.csv") + M,

@@ -1,0 +1,56 @@
+"""Processes for tasks: results and exceptions come back, and a death fails one task alone."""
+
+import operator
+import os
+import subprocess
+import sys
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.images import ImageError, decode
+from embedding_pipelines.pool import Pool, ProcessDied
+
+
+def test_results_and_exceptions_come_back_and_a_death_fails_one_task() -> None:
+    with Pool(1) as pool:
+        before, dies, wrong, prints, after = (
+            pool.submit(operator.add, 1, 2),
+            pool.submit(os._exit, 9),
+            pool.submit(decode, b"no image"),
+            pool.submit(print, "not between the replies"),
+            pool.submit(operator.add, 3, 4),
+        )
+        assert before.result() == 3
+        with pytest.raises(ProcessDied, match=r"died \(exit status 9\)"):
+            dies.result()
+        with pytest.raises(ImageError, match="no image of a format"):
+            wrong.result()
+        assert prints.result() is None
+        assert after.result() == 7
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(operator.add, 1, 2)
+
+
+def test_what_has_not_begun_when_it_closes_is_cancelled() -> None:
+    pool = Pool(1)
+    first = pool.submit(operator.add, 1, 1)
+    others = [pool.submit(operator.add, 1, number) for number in range(50)]
+    pool.close()
+    assert first.done()
+    with pytest.raises(CancelledError):
+        others[-1].result()
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import operator\n"
+        "from embedding_pipelines.pool import Pool\n"
+        "with Pool(1) as pool:\n"
+        "    print(pool.submit(operator.add, 1, 2).result())\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
