@@ -24,13 +24,17 @@ class Space(BaseModel):
     normalized: bool
     dtype: str  # the precision it was computed in, e.g. "float32"
     codec: str | None = None  # id of the fitted compression; None before it
+    # Of a model that takes images: decoder with versions, recipe, resize, scale; None: texts alone.
+    pixels: str | None = None
 
     @functools.cached_property
     def id(self) -> str:
-        """128-bit hex digest of the canonical JSON of all fields."""
-        text = json.dumps(
-            self.model_dump(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-        )
+        """128-bit hex digest of the canonical JSON of all fields, without `pixels` where there are
+        none: earlier ids stay."""
+        fields = self.model_dump()
+        if self.pixels is None:
+            del fields["pixels"]
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return digest(text.encode()).hex()
 
     def __hash__(self) -> int:

@@ -18,6 +18,7 @@ FIELDS: dict[str, Any] = {
     "normalized": True,
     "dtype": "float32",
     "codec": None,
+    "pixels": None,
 }
 OTHER: dict[str, Any] = {
     "provider": "openai",
@@ -30,6 +31,7 @@ OTHER: dict[str, Any] = {
     "normalized": False,
     "dtype": "float16",
     "codec": "a" * 32,
+    "pixels": "rgb-1 pillow-13.0.0 224 crop bicubic",
 }
 
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,23 @@ def damage_error(folder: Path, reason: object) -> ProviderError:
     )
 
 
+class Rows(Protocol):
+    """What a backend computes: n rows, one vector each."""
+
+    @property
+    def lengths(self) -> Array:
+        """[n]: how much of a batch each row takes."""
+        ...
+
+    def take(self, rows: Array) -> Self:
+        """Some of the rows, in the order of `rows`."""
+        ...
+
+    def padded(self, multiple: int = 1) -> tuple[NDArray[Any], ...]:
+        """The model's inputs, each [n, ...]; a width of texts is a multiple of `multiple`."""
+        ...
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """The token ids of n texts, and what a model has to know of them."""
@@ -65,14 +82,14 @@ class TokenBatch:
         """[total], of each token in its text, from 0."""
         return np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
 
-    def take(self, rows: Array) -> "TokenBatch":
+    def take(self, rows: Array) -> Self:
         """Some of the texts, in the order of `rows`."""
         part = replace(self, ids=self.ids[:0], lengths=self.lengths[rows])
         where = np.repeat(self.starts[rows], part.lengths)
         where += np.arange(len(where)) - np.repeat(part.starts[:-1], part.lengths)
         return replace(part, ids=self.ids[where])
 
-    def padded(self, multiple: int = 1) -> tuple[Array, Array, Array]:
+    def padded(self, multiple: int = 1) -> tuple[NDArray[Any], ...]:
         """Token ids [n, width], a mask of real ones, and of those that pooling counts; `width` is a
         multiple of `multiple`."""
         width = -(-self.longest // multiple) * multiple
@@ -95,8 +112,8 @@ class Backend(ABC):
     pads: bool = True  # whether texts of a batch take as much as its longest
 
     @abstractmethod
-    def start(self, batch: TokenBatch) -> Any:
-        """Start a batch. Returns a handle for `finish`. May raise OutOfMemory."""
+    def start(self, batch: Any) -> Any:
+        """Start a batch, the `Rows` that this backend takes. Returns a handle for `finish`. May raise OutOfMemory."""
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:

@@ -6,7 +6,7 @@ folder in it for one version of OpenVINO holds `model.xml` and `model.bin`, or w
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -75,22 +75,33 @@ def describe(folder: Path) -> tuple[Path, ModelConfig]:
 def convert(folder: Path, cache: Path) -> Conversion:
     """The model of a folder as OpenVINO's graph, in its folder in the cache. Raises ConfigError
     without OpenVINO."""
+
+    def save(draft: Path) -> None:
+        _openvino.save_graph(_torch.load(folder), draft / GRAPH)
+
+    target, problem = fill_graphs(cache, save)
+    return Conversion(target / GRAPH, problem)
+
+
+def fill_graphs(cache: Path, save: Callable[[Path], None]) -> tuple[Path, str]:
+    """The folder of a model's graphs for this version of OpenVINO, filled by `save` unless it was
+    before; and why there are none, because OpenVINO cannot run the model. Raises ConfigError without
+    OpenVINO."""
     require("openvino", "local")
     target = cache / f"openvino-{version('openvino')}"
     if not (target / PROBLEM).exists():
-        model = _torch.load(folder)
         with fill_folder(target, PROBLEM) as draft:
             problem = ""
             try:
-                _openvino.save_graph(model, draft / GRAPH)
-            except (OSError, MemoryError):
-                raise  # the model is not the cause
+                save(draft)
+            except (OSError, MemoryError, ProviderError):
+                raise  # OpenVINO is not the cause
             except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's errors share no class
                 problem = error_lines(error)[-1]
-                for half in draft.glob("model.*"):
+                for half in [*draft.glob("*.xml"), *draft.glob("*.bin")]:
                     half.unlink()
             (draft / PROBLEM).write_text(problem, encoding="utf-8")
-    return Conversion(target / GRAPH, (target / PROBLEM).read_text(encoding="utf-8"))
+    return target, (target / PROBLEM).read_text(encoding="utf-8")
 
 
 def with_prompts(

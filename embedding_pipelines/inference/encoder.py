@@ -4,13 +4,10 @@ Its configuration is read at once; the model itself is loaded with the first tex
 """
 
 import logging
-import sys
 import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,10 +19,10 @@ from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import (
     Array,
     Backend,
-    OutOfMemory,
     Precision,
     TokenBatch,
 )
+from embedding_pipelines.inference.batching import Batching
 from embedding_pipelines.inference.conversion import (
     Conversion,
     convert,
@@ -72,8 +69,7 @@ class Engine:
             prompts = own.prompts or defaults or {}
         self.config = own if prompts == own.prompts else with_prompts(own, prompts, self.tokenizer)
         self._own_prompts = own.prompts
-        # Lowered where a device runs out of memory.
-        self._max_batch_tokens = self._max_in_flight = sys.maxsize
+        self._batching = Batching(folder.name, "tokens", _single_text)
         self._replacing = threading.Lock()
 
     @property
@@ -97,18 +93,7 @@ class Engine:
 
     @property
     def _accelerator(self) -> str | None:
-        """What torch computes on; None: OpenVINO on the processor. Raises ProviderError if this
-        machine does not have the device."""
-        if self.device == "cpu":
-            return None
-        if self.device == "auto":
-            return _torch.accelerator()
-        if not _torch.is_here(self.device):
-            raise ProviderError(
-                f"{self.folder.name}: device is {self.device!r}, which this machine does not have; "
-                f"its best is {_torch.accelerator() or 'cpu'!r}. Set device to 'auto' or to that."
-            )
-        return self.device
+        return _torch.choose_device(self.device, self.folder.name)
 
     @once
     def tokenizer(self) -> Tokenizer:
@@ -123,12 +108,12 @@ class Engine:
     @property
     def batch_tokens(self) -> int:
         """Per batch, padding included: the backend's number, or less if its memory is too small."""
-        return min(self.backend.batch_tokens, self._max_batch_tokens)
+        return self._batching.batch_size(self.backend)
 
     @property
     def in_flight(self) -> int:
         """Batches to start before the first is finished."""
-        return min(self.backend.in_flight, self._max_in_flight)
+        return self._batching.in_flight(self.backend)
 
     @once
     def backend(self) -> Backend:
@@ -200,45 +185,13 @@ class Engine:
         )
 
     def _compute(self, texts: TokenBatch, vectors: Vectors, backend: Backend) -> None:
-        """Fill `vectors` for token ids, `in_flight` batches at a time.
-
-        A batch without room on the device is repeated alone, then in halves.
-        """
-        lengths = texts.lengths
         group = token_batches if backend.pads else packed_batches
-        waiting = deque(group(lengths, self.batch_tokens))
-        running: deque[tuple[Any, Array]] = deque()
-        while waiting or running:
-            try:
-                if waiting and len(running) < self.in_flight:
-                    rows = waiting.popleft()
-                    running.append((backend.start(texts.take(rows)), rows))
-                else:
-                    handle, rows = running.popleft()
-                    vectors[rows] = backend.finish(handle)
-            except OutOfMemory as error:
-                is_alone = self.in_flight == 1 and not running
-                self._max_in_flight = 1
-                parts = self._halve(rows, lengths[rows], error) if is_alone else [rows]
-                waiting.extendleft(parts)
+        self._batching.compute(texts, vectors, backend, group)
 
-    def _halve(self, rows: Array, lengths: Array, error: OutOfMemory) -> list[Array]:
-        """Halve a batch that has no room even alone; later batches are as small from the start."""
-        device, longest = self.backend.name, int(lengths.max())
-        if len(rows) == 1:
-            raise ProviderError(
-                f"{self.folder.name}: no memory for a single text of {longest} tokens on {device}: "
-                f"{error} Free some, or set preprocessing.chunk.max_tokens lower."
-            ) from error
-        tokens = len(rows) * longest if self.backend.pads else int(lengths.sum())
-        if tokens <= self.batch_tokens:  # else the limit is already lower
-            self._max_batch_tokens = tokens // 2
-            log.warning(
-                "%s: out of memory on %s; from now on %d tokens at a time",
-                *(self.folder.name, device, self._max_batch_tokens),
-            )
-        middle = len(rows) // 2
-        return [rows[middle:], rows[:middle]]
+
+def _single_text(tokens: int) -> tuple[str, str]:
+    remedy = "Free some, or set preprocessing.chunk.max_tokens lower."
+    return f"a single text of {tokens} tokens", remedy
 
 
 def token_batches(lengths: Sequence[int] | Array, budget: int) -> list[Array]:

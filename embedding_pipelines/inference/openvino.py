@@ -20,6 +20,7 @@ from embedding_pipelines.inference.backend import (
     Array,
     Backend,
     Precision,
+    Rows,
     TokenBatch,
     damage_error,
     translate_errors,
@@ -41,17 +42,28 @@ STREAMS = max(2, CORES // 2)
 # These statics belong to the process, and so does the lock.
 BINDING_LOCK = threading.Lock()
 
+# Padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within 8% of one another,
+# 4,096 up to 20% slower (the activations leave the cache).
+BATCH_TOKENS = 1_024
+ONE_TOKEN = TokenBatch(np.ones(1, np.int64), np.ones(1, np.int64))
+
 
 class OpenVino(Backend):
     """One compiled graph. Not with openvino's AsyncInferQueue: its threads call back into Python,
     which aborts a process that ends at that moment (measured: one in two)."""
 
-    # Padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within 8% of one another,
-    # 4,096 up to 20% slower (the activations leave the cache).
-    batch_tokens = 1_024
     in_flight = STREAMS + 1  # one waits, so that no stream is idle
 
-    def __init__(self, graph: Path, precision: Precision) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        precision: Precision,
+        first: Rows = ONE_TOKEN,
+        batch_size: int = BATCH_TOKENS,
+        pads: bool = True,
+    ) -> None:
+        """`first` is computed at once. A graph takes as many of a batch's arrays as it has inputs."""
+        self.batch_tokens, self.pads = batch_size, pads
         openvino = load()
         core = openvino.Core()
         has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -70,19 +82,18 @@ class OpenVino(Backend):
         except RuntimeError as error:
             raise damage_error(graph.parent, error_lines(error)[-1]) from error
         self._idle: deque[Any] = deque()
-        one = np.ones(1, np.int64)
-        self.finish(self.start(TokenBatch(one, one)))  # in one thread only: see BINDING_LOCK
+        self.finish(self.start(first))  # in one thread only: see BINDING_LOCK
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
 
-    def start(self, batch: TokenBatch) -> Any:
-        tokens, mask, pooled = batch.padded()
+    def start(self, batch: Rows) -> Any:
+        arrays = batch.padded()[: len(self._compiled.inputs)]
         try:
             request = self._idle.popleft()
         except IndexError:
             with BINDING_LOCK:
                 request = self._compiled.create_infer_request()
         with translate_errors("OpenVINO", -1), BINDING_LOCK:
-            request.start_async({0: tokens, 1: mask, 2: pooled})
+            request.start_async(dict(enumerate(arrays)))
         return request
 
     def finish(self, handle: Any) -> Vectors:
@@ -103,7 +114,7 @@ def load() -> Any:
 
 def save_graph(model: "SentenceTransformer", path: Path) -> None:
     """Convert and save a whole model, in float32; RuntimeError and others if OpenVINO cannot."""
-    torch, openvino = need("torch", "local"), load()
+    torch = need("torch", "local")
 
     class Graph(torch.nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -113,12 +124,19 @@ def save_graph(model: "SentenceTransformer", path: Path) -> None:
         def forward(self, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":
             return forward(self.model, tokens, mask, pooled)
 
-    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))
+    save_module(Graph().eval(), tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3)), path)
+
+
+def save_module(module: Any, example: tuple["Tensor", ...], path: Path) -> None:
+    """Convert and save a module of torch that takes what is like `example`, of any size, in
+    float32; RuntimeError and others if OpenVINO cannot."""
+    torch, openvino = need("torch", "local"), load()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns of every shape-dependent branch
-        graph = openvino.convert_model(Graph().eval(), example_input=example)
-    if len(graph.inputs) != 3:
-        raise RuntimeError(f"the converted graph takes {len(graph.inputs)} inputs instead of 3")
+        graph = openvino.convert_model(module, example_input=example)
+    if len(graph.inputs) != len(example):
+        inputs = f"{len(graph.inputs)} inputs instead of {len(example)}"
+        raise RuntimeError(f"the converted graph takes {inputs}")
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 

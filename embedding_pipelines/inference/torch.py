@@ -6,7 +6,8 @@ import importlib.util
 import platform
 import runpy
 import threading
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,60 +40,33 @@ WIDTH_MULTIPLE = 8  # of padded batches on CUDA, as its kernels of attention wan
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' under Linux
 
 
-class Torch(Backend):
-    """The sentence-transformers modules themselves, fed with token ids. The transformer computes in
-    `precision`, what comes behind it in float32."""
+class TorchBackend(Backend):
+    """What all models on torch have in common: arrays go to the device, vectors come back."""
 
     in_flight = 2  # an accelerator queues the next batch while it computes one
 
-    def __init__(
-        self, folder: Path, device: str, precision: Precision | Literal["float16"]
-    ) -> None:
+    def __init__(self, device: str) -> None:
         """`device` is a Device, or one of several, such as "cuda:1"."""
         torch = need("torch", "local")
-        if precision == "int8":
-            raise ProviderError(
-                f"precision 'int8' is for processors, and this model runs on {device}. Set it to "
-                "'auto'."
-            )
-        kind: Any = device.partition(":")[0]
-        self._device, self._kind = device, kind
+        self._device = device
+        self._kind: Any = device.partition(":")[0]
         self.name = f"torch {torch.__version__}, {device}"
-        model: Any = load(folder).float().to(device).eval()
-        if precision == "auto":
-            precision = "float32"
-            if kind == "cuda":
-                # As fast as bfloat16, and 300 times nearer to float32, but some models overflow.
-                is_known = packed.can_pack(model) or not torch.cuda.is_bf16_supported()
-                precision = "float16" if is_known else "bfloat16"
-        self.precision = precision
-        model[0].to(getattr(torch, self.precision))
-        self.pads = not (has_packed_attention(device, self.precision) and packed.can_pack(model))
-        self.batch_tokens = BATCH_TOKENS[kind] if self.pads else PACKED_BATCH_TOKENS
-        if not self.pads:
-            packed.use_packed_attention(model)
-        elif kind == "cuda":
-            # On Hopper it plans each new shape for 6 ms, and nearly every batch has one.
-            torch.backends.cuda.enable_cudnn_sdp(False)
-        self._model = model
         # On a processor one batch takes all cores. Elsewhere, threads that launch at the same time
         # take Python from one another at each of some hundred operations.
         self._slot = threading.Lock()
 
-    def start(self, batch: TokenBatch) -> Any:
-        torch = need("torch", "local")
-        arrays: tuple[NDArray[Any], ...] = (
-            batch.padded(WIDTH_MULTIPLE if self._kind == "cuda" else 1)
-            if self.pads
-            else (batch.ids, batch.positions, batch.starts.astype(np.int32))
-        )
+    @abstractmethod
+    def arrays(self, batch: Any) -> tuple[NDArray[Any], ...]:
+        """What the model takes of a batch."""
+
+    @abstractmethod
+    def forward(self, tensors: Sequence["Tensor"], batch: Any) -> "Tensor":
+        """The vectors [n, d] of these arrays, on the device."""
+
+    def start(self, batch: Any) -> Any:
+        torch, arrays = need("torch", "local"), self.arrays(batch)
         with self._slot, _translate_errors(), torch.inference_mode():
-            one, two, three = map(self._to_device, arrays)
-            if self.pads:
-                vectors = forward(self._model, one, two, three)
-            else:
-                shape = batch.longest, batch.unpooled
-                vectors = packed.forward(self._model, one, two, three, *shape)
+            vectors = self.forward([self._to_device(array) for array in arrays], batch)
             if self._kind != "cuda":
                 return vectors, None
             copy = torch.empty(vectors.shape, pin_memory=True)
@@ -114,6 +88,51 @@ class Torch(Backend):
         if self._kind == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
+
+
+class Torch(TorchBackend):
+    """The sentence-transformers modules themselves, fed with token ids. The transformer computes in
+    `precision`, what comes behind it in float32."""
+
+    def __init__(
+        self, folder: Path, device: str, precision: Precision | Literal["float16"]
+    ) -> None:
+        torch = need("torch", "local")
+        if precision == "int8":
+            raise ProviderError(
+                f"precision 'int8' is for processors, and this model runs on {device}. Set it to "
+                "'auto'."
+            )
+        super().__init__(device)
+        kind = self._kind
+        model: Any = load(folder).float().to(device).eval()
+        if precision == "auto":
+            precision = "float32"
+            if kind == "cuda":
+                # As fast as bfloat16, and 300 times nearer to float32, but some models overflow.
+                is_known = packed.can_pack(model) or not torch.cuda.is_bf16_supported()
+                precision = "float16" if is_known else "bfloat16"
+        self.precision = precision
+        model[0].to(getattr(torch, self.precision))
+        self.pads = not (has_packed_attention(device, self.precision) and packed.can_pack(model))
+        self.batch_tokens = BATCH_TOKENS[kind] if self.pads else PACKED_BATCH_TOKENS
+        if not self.pads:
+            packed.use_packed_attention(model)
+        elif kind == "cuda":
+            # On Hopper it plans each new shape for 6 ms, and nearly every batch has one.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        self._model = model
+
+    def arrays(self, batch: TokenBatch) -> tuple[NDArray[Any], ...]:
+        if self.pads:
+            return batch.padded(WIDTH_MULTIPLE if self._kind == "cuda" else 1)
+        return batch.ids, batch.positions, batch.starts.astype(np.int32)
+
+    def forward(self, tensors: Sequence["Tensor"], batch: TokenBatch) -> "Tensor":
+        one, two, three = tensors
+        if self.pads:
+            return forward(self._model, one, two, three)
+        return packed.forward(self._model, one, two, three, batch.longest, batch.unpooled)
 
 
 @contextlib.contextmanager
@@ -161,8 +180,13 @@ def has_packed_attention(device: str, precision: str) -> bool:
 
 def wider(folder: Path, device: str) -> Torch:
     """The model in a precision that overflows where float32 does."""
+    return Torch(folder, device, wider_precision())
+
+
+def wider_precision() -> Literal["bfloat16", "float32"]:
+    """The faster one of a GPU that overflows where float32 does."""
     has_bfloat16 = need("torch", "local").cuda.is_bf16_supported()
-    return Torch(folder, device, "bfloat16" if has_bfloat16 else "float32")
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def is_here(device: str) -> bool:
@@ -171,6 +195,21 @@ def is_here(device: str) -> bool:
     if kind != accelerator():
         return kind == "cpu"
     return not number or int(number) < need("torch", "local").cuda.device_count()
+
+
+def choose_device(device: str, name: str) -> str | None:
+    """What torch computes the model `name` on, "auto" being the machine's best; None: OpenVINO on
+    the processor. Raises ProviderError if this machine does not have the device."""
+    if device == "cpu":
+        return None
+    if device == "auto":
+        return accelerator()
+    if not is_here(device):
+        raise ProviderError(
+            f"{name}: device is {device!r}, which this machine does not have; its best is "
+            f"{accelerator() or 'cpu'!r}. Set device to 'auto' or to that."
+        )
+    return device
 
 
 def forward(model: Any, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":

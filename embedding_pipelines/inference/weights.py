@@ -22,6 +22,7 @@ class PackagedModel:
 
 
 CONFIGURATION = ("*.json", "*.txt", "*.model")  # the hub's patterns match in subfolders, too
+FOREIGN = ["open_clip_*"]  # a second copy of the weights, for another library
 
 # Files beside the weights that decide a text's vector, and keys in them that do not.
 DECISIVE = (
@@ -182,13 +183,14 @@ def _from_package(model: str) -> Path | None:
 
 def _from_hub(model: str, revision: str | None) -> Path:
     download = need("huggingface_hub", "local").snapshot_download
+    get = functools.partial(download, revision=revision, ignore_patterns=FOREIGN)
     hub = need("huggingface_hub.errors", "local")
     try:
         folder = Path(
-            download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.safetensors"])
+            get(model, allow_patterns=[*CONFIGURATION, "*.safetensors"])
         )
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
-            download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
+            get(model, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder
     except (hub.HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
         raise ProviderError(

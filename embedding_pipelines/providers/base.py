@@ -20,6 +20,8 @@ from embedding_pipelines.vectors import Vectors
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from embedding_pipelines.images import Pixels, Resize
+
 InputType = Literal["document", "query"]
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
@@ -35,6 +37,7 @@ class Limits:
     request_tokens: int  # summed over the texts of one request
     request_texts: int
     concurrent_requests: int = 1  # `embed` is then called from that many threads
+    request_images: int = 0  # of one request; 0: the model takes texts alone
     request_bytes: int | None = None  # as `request_tokens`, in UTF-8; None: no such limit
 
 
@@ -154,6 +157,11 @@ class ProviderOptions(Choice):
         yield from ()
 
     @property
+    def takes_images(self) -> bool:
+        """Whether the model embeds images, into the space of its texts."""
+        return False
+
+    @property
     def trains(self) -> bool:
         """Whether the model is trained on the pipeline's own texts before it can embed."""
         return False
@@ -216,6 +224,17 @@ class EmbeddingModel(ABC):
         Raises ProviderError if the model is unavailable; a service raises Busy, Unreachable,
         BadInput or TooLarge where that says what to do next.
         """
+
+    @property
+    def resize(self) -> "Resize":
+        """How images become what `embed_images` takes, of a model whose options say that it takes
+        images."""
+        raise NotImplementedError
+
+    def embed_images(self, pixels: "Pixels") -> Vectors:
+        """One request: vectors float32[n, space.dimensions] of uint8[n, size, size, 3], made by
+        `images.prepare` with `resize`. Raises as `embed`."""
+        raise NotImplementedError
 
     def release_options(self, folder: Path) -> ProviderOptions:
         """The options that a release records. A file that the user may change is copied to `folder`

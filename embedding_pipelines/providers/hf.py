@@ -1,14 +1,12 @@
 """`hf`: any sentence-transformers model, from a folder, an installed package or the hub."""
 
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.extras import require
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
@@ -20,7 +18,8 @@ from embedding_pipelines.providers.base import (
     ProviderOptions,
     Response,
 )
-from embedding_pipelines.providers.common.prices import MODELS, ROWS, find_published
+from embedding_pipelines.providers.common.local import check_device, model_doubts, model_mistakes
+from embedding_pipelines.providers.common.prices import find_published
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from embedding_pipelines.inference.encoder import Engine
 
-DEVICE = r"auto|cpu|mps|cuda(:\d{1,3})?"
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
 
 
@@ -140,12 +138,7 @@ class Hf(ProviderOptions):
     """The text before each input, by input type; none for one that is left out. Default: what the
     model's own files name, else what its family needs."""
 
-    @field_validator("device")
-    @classmethod
-    def _check_device(cls, device: str) -> str:
-        if not re.fullmatch(DEVICE, device):
-            raise ValueError(f"{device!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
-        return device
+    _device = field_validator("device")(check_device)
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Self:
@@ -171,26 +164,9 @@ class Hf(ProviderOptions):
         return declared or (entry.dimensions if entry else None)
 
     def mistakes(self, home: Path) -> Iterator[str]:
-        aliases = [row["alias"] for row in ROWS if "alias" in row]
         if self.calibration and not (home / self.calibration).is_file():
             yield f"calibration: there is no file {str(home / self.calibration)!r}. Correct it."
-        if self._is_at_hand(home):
-            return
-        if self.model.startswith((".", "/", "~")) or self.model.count("/") > 1:
-            yield f"there is no folder {str(home / self.model)!r} with a model. Correct the path."
-        elif self.model in aliases:
-            yield f"{self.model!r} is a short name: write `model: {self.model}`."
+        yield from model_mistakes(self.kind, self.model, self.revision, home)
 
     def doubts(self, home: Path) -> Iterator[str]:
-        published = [name.partition(":")[2] for name in MODELS if name.startswith("hf:")]
-        if not self._is_at_hand(home) and not any(self.mistakes(home)):
-            near = did_you_mean(self.model, published, 0.85)
-            yield (
-                f"{self.model!r} is not on this machine: the first run downloads it from the "
-                f"Hugging Face hub.{'' if self.model in published else near}"
-            )
-
-    def _is_at_hand(self, home: Path) -> bool:
-        from embedding_pipelines.inference.weights import local_folder
-
-        return local_folder(self.model, self.revision, home) is not None
+        yield from model_doubts(self.kind, self.model, self.revision, home)
