@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_pipelines.embedding.cache import EmbeddingCache
+import pyarrow as pa
+
+from embedding_pipelines.embedding.cache import EmbeddingCache, content_keys
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.overlay import RowMaker, codec_of, searched_release
 from embedding_pipelines.providers.base import InputType
@@ -105,6 +107,8 @@ def _keys(run: Run) -> Iterator[list[bytes]]:
             yield batch
             batch = []
     yield batch
+    for rows in _contents(run):
+        yield from (content_keys(space, "document", rows) for space in spaces)
 
 
 def _spaces(run: Run) -> set[str]:
@@ -134,12 +138,15 @@ def _pushed_texts(run: Run) -> Iterator[str]:
 def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
     yield from query_texts(run)
     yield from ((text, "document") for text in _pushed_texts(run))
+
+
+def _contents(run: Run) -> Iterator[pa.RecordBatch]:
+    """What the chunks were embedded from: those of the shards, and of each release."""
     for name in run.spec.partition_names:
-        for batch in run.folder.chunks.read(name, ["text"]):
-            for text in batch["text"].to_pylist():
-                yield text, "document"
+        yield from run.folder.chunks.read(name, run.spec.source.content_columns)
     for release in read_releases(run.folder).releases:
-        table = release.spec.store.table(run.folder.tables, release.table)
-        for batch in table.scan(["text"], version=release.version):
-            for text in batch["text"].to_pylist():
-                yield text, "document"
+        table, source = (
+            release.spec.store.table(run.folder.tables, release.table),
+            release.spec.source,
+        )
+        yield from table.scan(source.content_columns, version=release.version)

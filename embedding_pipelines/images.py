@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,6 +26,8 @@ from embedding_pipelines.extras import need
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
+
+    ImageLike = bytes | str | Path | Image
 
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -113,6 +116,22 @@ def digest(pixels: Pixels) -> str:
     hasher = hashlib.blake2b(np.asarray(pixels.shape, "<u4").tobytes(), digest_size=_DIGEST_BYTES)
     hasher.update(np.ascontiguousarray(pixels).data)
     return hasher.hexdigest()
+
+
+def pixels_of(image: "ImageLike") -> tuple[str, Pixels]:
+    """A name for people, and the pixels of an image by its file's path, by its bytes, or as one of
+    Pillow. Raises ImageError, OSError for a file that cannot be read, and TypeError."""
+    if isinstance(image, bytes):
+        return "an image", decode(image)
+    if isinstance(image, str | Path):
+        with Path(image).expanduser().open("rb") as file:
+            return str(image), decode(file.read(MAX_BYTES + 1))
+    if not hasattr(image, "getexif"):
+        raise TypeError(f"An image is a path, bytes, or an image of Pillow, not {image!r}.")
+    # As a file without loss, so that it is decoded as all others are.
+    written, kind = io.BytesIO(), "TIFF" if image.mode == "CMYK" else "PNG"
+    image.save(written, kind, exif=image.getexif(), icc_profile=image.info.get("icc_profile"))
+    return "an image", decode(written.getvalue())
 
 
 def perceptual(pixels: Pixels) -> str:

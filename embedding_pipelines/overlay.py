@@ -33,7 +33,7 @@ from embedding_pipelines.preprocessing.chunk import Cutter
 from embedding_pipelines.providers.base import EmbeddingModel
 from embedding_pipelines.ranking import nearest
 from embedding_pipelines.releases import Release, live_release
-from embedding_pipelines.schemas import DIGEST, DOCUMENT_DIGEST, TABLE_KEY, TEXT
+from embedding_pipelines.schemas import DIGEST, DOCUMENT_DIGEST, TABLE_KEY, TABLE_TYPES, TEXT
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.load import find_pipeline
@@ -74,7 +74,7 @@ class RowMaker:
         self._cache, self._tables = warehouse.cache, warehouse.tables
         spec = release.spec
         self.source = Push.of(spec.source)
-        self.schema = schema_of(spec.store, codec, spec.source.metadata_types, release.space.id)
+        self.schema = schema_of(spec.store, codec, spec.metadata_types, release.space.id)
 
     @functools.cached_property
     def _cutter(self) -> Cutter:
@@ -124,10 +124,14 @@ class RowMaker:
             partitions = [
                 names[partition_of(owners[at], len(names))] for at in np.flatnonzero(kept)
             ]
-            values = {
+            values: dict[str, pa.Array] = {
                 "partition": pa.array(partitions, pa.string()),
                 "vector_checksum": pa.array(checksums(to_column(vectors)), pa.int64()),
                 **encoded(spec.store, codec, vectors),
+            }
+            given = spec.model.metadata_types  # of images alone, and these are texts
+            values |= {
+                name: pa.nulls(rows.num_rows, TABLE_TYPES[kind]) for name, kind in given.items()
             }
             columns = [values[name] if name in values else rows[name] for name in self.schema.names]
             batches.append(pa.RecordBatch.from_arrays(columns, schema=self.schema))
@@ -200,7 +204,7 @@ def table_of(warehouse: Warehouse, release: Release, codec: CodecChain) -> Table
     """A release's own table, without what was pushed since."""
     store = release.spec.store
     if release.number == UNRELEASED:
-        metadata = release.spec.source.metadata_types
+        metadata = release.spec.metadata_types
         return store.in_memory(schema_of(store, codec, metadata, release.space.id).empty_table())
     return store.table(warehouse.tables, release.table)
 

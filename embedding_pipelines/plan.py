@@ -129,7 +129,7 @@ def _foresee(run: Run, result: Plan, is_trained: bool) -> None:
         return
     if not result.rows_changed and not result.rows_unchanged and result.rows_new:
         changes = {
-            "metadata": run.spec.source.metadata_types != live.spec.source.metadata_types,
+            "metadata": run.spec.metadata_types != live.spec.metadata_types,
             "model": is_trained and run.model.space != live.space.with_codec(None),
             "compression": run.spec.compression != live.spec.compression,
         }
@@ -150,7 +150,8 @@ def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> 
     if uses_batch_jobs:
         jobs = BatchJobs(run.warehouse.batch_jobs, run.model, run.cache, "document")
         waiting, rejected = jobs.pending_keys(), jobs.rejected
-    batches = (batch for name in stale for batch in shards.read(name, ["text", "tokens"]))
+    columns = ["tokens", *run.spec.source.content_columns]
+    batches = (batch for name in stale for batch in shards.read(name, columns))
     space = model.space if is_trained else None
     for texts in look_up(batches, space, "document", run.cache):
         misses = {key: text for key, text in texts.misses.items() if key not in waiting}

@@ -1,6 +1,9 @@
 """Processes that do what damaged input may end: each does one task at a time, and if it dies, the task
 fails that it died of, and no other.
 
+A process has MEMORY_BYTES beside what it starts with, and TASK_SECONDS for a task; one that takes
+longer is ended.
+
 Not `concurrent.futures`: there one death fails all tasks, and each process runs the user's own script
 again, which may have no guard around its main part.
 """
@@ -8,16 +11,20 @@ again, which may have no guard around its main part.
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, Self, TypeVar
 
 Result = TypeVar("Result")
 MOST_PROCESSES = 8
+MEMORY_BYTES = 2 << 30  # then it has a MemoryError; an image of 64 million pixels takes a third
+TASK_SECONDS = 60.0  # the largest image that is read takes two
 START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); " + (
     "from embedding_pipelines.pool import serve; serve()"
 )
@@ -25,7 +32,8 @@ _SIZE = 8  # bytes of a message's length
 
 
 class ProcessDied(Exception):
-    """The process that did this task is gone: it crashed, or the system ended it for its memory."""
+    """The process that did this task is gone: it crashed, the system ended it for its memory, or
+    it took too long."""
 
 
 class Pool:
@@ -34,7 +42,8 @@ class Pool:
     As many processes as cores, each started when there is a task that no other one is free for.
     """
 
-    def __init__(self, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None, task_seconds: float = TASK_SECONDS) -> None:
+        self._task_seconds = task_seconds
         most = min(os.cpu_count() or 1, MOST_PROCESSES) if processes is None else processes
         self._most, self._idle = most, 0
         self._tasks: SimpleQueue[tuple[Future[Any], bytes] | None] = SimpleQueue()
@@ -84,7 +93,7 @@ class Pool:
                     future.cancel()
                 elif future.set_running_or_notify_cancel():
                     process = process or _start()
-                    process = _run(process, message, future)
+                    process = _run(process, message, future, self._task_seconds)
                 del task, future, message  # not held while there is nothing to do
         finally:
             if process is not None:
@@ -106,20 +115,32 @@ def _start() -> "subprocess.Popen[bytes]":
 
 
 def _run(
-    process: "subprocess.Popen[bytes]", message: bytes, future: "Future[Any]"
+    process: "subprocess.Popen[bytes]", message: bytes, future: "Future[Any]", seconds: float
 ) -> "subprocess.Popen[bytes] | None":
     """Have a task done; the process, unless it died of it."""
     assert process.stdin is not None
     assert process.stdout is not None
+    too_late = threading.Event()
+
+    def give_up() -> None:
+        too_late.set()
+        process.kill()
+
+    watch = threading.Timer(seconds, give_up)
+    watch.daemon = True
+    watch.start()
     try:
         _write(process.stdin, message)
         is_result, value = pickle.loads(_read(process.stdout))  # noqa: S301  # our own process
     except (OSError, EOFError) as error:
         _end(process)
-        died = ProcessDied(f"its process died (exit status {process.returncode})")
+        words = f"its process died (exit status {process.returncode})"
+        died = ProcessDied(f"it took more than {seconds:g} s" if too_late.is_set() else words)
         died.__cause__ = error
         future.set_exception(died)
         return None
+    finally:
+        watch.cancel()
     if is_result:
         future.set_result(value)
     else:
@@ -140,6 +161,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def serve() -> None:
     """Do tasks as they come by the standard input, until it is closed."""
+    _limit_memory()
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints does not stand between the replies
     while True:
@@ -148,6 +170,16 @@ def serve() -> None:
         except EOFError:
             return
         _write(target, _do(message))
+
+
+def _limit_memory() -> None:
+    """MEMORY_BYTES more than there are now, where the system keeps such a limit."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + MEMORY_BYTES
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _do(message: bytes) -> bytes:

@@ -78,6 +78,7 @@ class Limited:
 # Statistics that cannot be summed over partitions: name -> (dividend, divisor, digits).
 RATES = {
     "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
+    "images_per_second": ("embedded_images", "provider_seconds", 1),
     "seconds_per_request": ("request_seconds", "requests", 3),
     "texts_per_request": ("embedded", "requests", 1),
     "tokens_per_edited_token": ("embedded_tokens", "edited_tokens", 1),

@@ -1,15 +1,19 @@
 """One run of a pipeline in a warehouse, the argument of every step, check and verb."""
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from typing import Self
 
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.once import forget
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
+from embedding_pipelines.sources.inputs import Contents
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
@@ -51,6 +55,15 @@ class Run:
     @functools.cached_property
     def cache(self) -> EmbeddingCache:
         return EmbeddingCache(self.warehouse.cache, read_only=self.warehouse.is_copy)
+
+    @contextlib.contextmanager
+    def image_loader(self) -> Iterator[ImageLoader | None]:
+        """What reads the source's images again for the model; None where it has none."""
+        if not self.spec.source.has_images:
+            yield None
+            return
+        with ImageLoader(Contents(self.warehouse.home).read, self.model.resize) as loader:
+            yield loader
 
     def release_options(self) -> ProviderOptions:
         """The model's options as a release records them, with copies of files that may change."""

@@ -49,6 +49,7 @@ TABLE_COLUMNS["vector_checksum"] = pa.int64()  # CRC-32 of the vector as the mod
 TABLE_KEY = "chunk_id"
 
 TEXT = "text"
+IMAGE, URI = "image", "uri"  # metadata of sources with images: the digest of the pixels, the file
 VECTOR = "vector"
 RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector
 
@@ -104,7 +105,11 @@ METADATA_TYPES: dict[str, pa.DataType] = {
     "list[string]": pa.list_(pa.string()),
 }
 
+# Those of a table, which a model may give columns of its own.
+TABLE_TYPES = METADATA_TYPES | {"list[float]": pa.list_(pa.float32())}
+
 SPACE_ID_KEY = b"embedding_pipelines.space_id"  # key in the schema metadata of Parquet and Lance
+HAS_IMAGES_KEY = b"embedding_pipelines.has_images"  # in that of embeddings whose source has images
 
 
 def documents_schema(metadata: Mapping[str, str]) -> pa.Schema:
@@ -122,11 +127,12 @@ def chunks_schema(metadata: Mapping[str, str]) -> pa.Schema:
     return pa.schema([*CHUNK_COLUMNS.items(), *_metadata_fields(metadata)])
 
 
-def embeddings_schema(dimensions: int, space_id: str) -> pa.Schema:
+def embeddings_schema(dimensions: int, space_id: str, has_images: bool = False) -> pa.Schema:
     """`chunk_id` and `vector` float32[dimensions], null for a rejected text, with the space id."""
+    metadata = {SPACE_ID_KEY: space_id.encode()} | ({HAS_IMAGES_KEY: b""} if has_images else {})
     return pa.schema(
         [pa.field("chunk_id", pa.string()), pa.field(VECTOR, pa.list_(pa.float32(), dimensions))],
-        metadata={SPACE_ID_KEY: space_id.encode()},
+        metadata=metadata,
     )
 
 
@@ -153,4 +159,4 @@ def digest(*parts: bytes) -> bytes:
 
 
 def _metadata_fields(metadata: Mapping[str, str]) -> list[tuple[str, pa.DataType]]:
-    return [(name, METADATA_TYPES[kind]) for name, kind in metadata.items()]
+    return [(name, TABLE_TYPES[kind]) for name, kind in metadata.items()]

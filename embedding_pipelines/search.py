@@ -22,6 +22,8 @@ from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
 from embedding_pipelines.extras import need
+from embedding_pipelines.images import pixels_of
+from embedding_pipelines.images import prepare as prepare_image
 from embedding_pipelines.memory import MAX_K as MEMORY_K
 from embedding_pipelines.memory import MemoryIndex, available_bytes
 from embedding_pipelines.overlay import (
@@ -41,7 +43,7 @@ from embedding_pipelines.releases import (
     no_release,
 )
 from embedding_pipelines.remote import refresh
-from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES
+from embedding_pipelines.schemas import CHUNK_COLUMNS, TABLE_TYPES
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -51,6 +53,8 @@ from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from embedding_pipelines.images import ImageLike
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +107,7 @@ class SearchResult(BaseModel, frozen=True):
         ):
             values = [hit.metadata.get(name) for hit in self.hits]
             kind = self._types.get(name)
-            table = table.append_column(name, pa.array(values, kind and METADATA_TYPES[kind]))
+            table = table.append_column(name, pa.array(values, kind and TABLE_TYPES[kind]))
         return as_frame(table)
 
 
@@ -242,6 +246,30 @@ class Searcher:
         notes = [*self._doubts, *readable.notes]
         return self._find(Query(text, vector), query, k, filter, mode, notes, started)
 
+    def search_image(
+        self, image: "ImageLike", k: int = 10, filter: Filter | None = None
+    ) -> SearchResult:
+        """As `search`, for what is like an image: a file's path, its bytes, or an image of Pillow.
+
+        Raises ConfigError for a model that takes texts alone and for what is no image, and as
+        `search`.
+        """
+        started, release = time.perf_counter(), self.release
+        if not self.model.options.takes_images:
+            raise ConfigError(
+                f"Release {release.number} of {release.spec.name!r} is of {release.space.title}, "
+                "which takes texts alone. Search it with a text."
+            )
+        self._check(self.model.space, k)
+        try:
+            name, pixels = pixels_of(image)
+        except (OSError, ValueError, TypeError) as error:
+            words = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"The image cannot be searched for: {words}.") from error
+        vectors = self.model.embed_images(prepare_image(pixels, self.model.resize)[None])
+        vector = check_reply(vectors, [name], self.model.space)[0]
+        return self._find(Query("", vector), name, k, filter, "vector", self._doubts, started)
+
     async def search_async(
         self,
         query: Any,
@@ -321,8 +349,8 @@ class Searcher:
         index: "pd.Index | None" = None,
     ) -> SearchResults:
         notes = self._notes(mode, notes)
-        types = self.release.spec.source.metadata_types
-        schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
+        types = self.release.spec.metadata_types
+        schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
         parts, results = list[pa.Table](), list[SearchResult]()
         for query, each in zip(queries, self._rows(asked, k, filter, mode), strict=True):
             rows = each.select(schema.names).cast(schema)
@@ -452,8 +480,8 @@ class Searcher:
             return False
         self._memory = None
         live = live_release(self._folder)
-        types = live.spec.source.metadata_types
-        if live.space != before.space or types != before.spec.source.metadata_types:
+        types = live.spec.metadata_types
+        if live.space != before.space or types != before.spec.metadata_types:
             return False
         table = live.spec.store.table(self._table_folder, live.table)
         if table.lacks(live.version):
@@ -476,7 +504,7 @@ class Searcher:
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             notes=[*notes, *self._overlay.notes],
         )
-        result._types = release.spec.source.metadata_types  # no part of its JSON
+        result._types = release.spec.metadata_types  # no part of its JSON
         return result
 
     def _clean(self, query: str, name: str) -> str:
@@ -568,7 +596,7 @@ def is_unreleased(warehouse: Warehouse, pipeline: str | int, mode: Mode | None) 
 
 
 def _arrow(types: Mapping[str, str]) -> dict[str, pa.DataType]:
-    return {name: METADATA_TYPES[kind] for name, kind in types.items()}
+    return {name: TABLE_TYPES[kind] for name, kind in types.items()}
 
 
 def clean_query(spec: PipelineSpec, query: str, name: str) -> str:
@@ -585,12 +613,13 @@ def clean_query(spec: PipelineSpec, query: str, name: str) -> str:
 def search(  # type: ignore[overload-overlap]
     home: Path | str,
     pipeline: str | int,
-    query: str,
+    query: str | None = None,
     k: int = 10,
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    image: "ImageLike | None" = None,
 ) -> SearchResult: ...
 
 
@@ -610,39 +639,47 @@ def search(
 def search(
     home: Path | str,
     pipeline: str | int,
-    query: "str | Iterable[str] | pd.Series | pd.DataFrame",
+    query: "str | Iterable[str] | pd.Series | pd.DataFrame | None" = None,
     k: int = 10,
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    image: "ImageLike | None" = None,
 ) -> SearchResult | SearchResults:
-    """One query or many to a pipeline's live release; see `Searcher.search`.
+    """One query or many to a pipeline's live release; see `Searcher.search`. With `image` in place
+    of a query, see `Searcher.search_image`.
 
     One query by words is answered before the first release, too, from the texts as they are cut.
     """
+    if (query is None) == (image is None) or (image is not None and mode not in (None, "vector")):
+        raise ConfigError("Give a query, or an image, which vectors alone find: mode='vector'.")
     warehouse = Warehouse(home)
     if isinstance(query, str) and is_unreleased(warehouse, pipeline, mode):
         return UnreleasedTexts(warehouse, pipeline).search(query, k, filter)
     with Searcher(home, pipeline) as searcher:
+        if query is None:
+            assert image is not None
+            return searcher.search_image(image, k, filter)
         return searcher.search(query, k, filter, too_long=too_long, mode=mode)
 
 
 async def search_async(
     home: Path | str,
     pipeline: str | int,
-    query: Any,
+    query: Any = None,
     k: int = 10,
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    image: "ImageLike | None" = None,
 ) -> Any:
     """As `search`, in a thread."""
     import asyncio  # here, since a run without work imports this module
 
     return await asyncio.to_thread(
-        search, home, pipeline, query, k, filter, too_long=too_long, mode=mode
+        search, home, pipeline, query, k, filter, too_long=too_long, mode=mode, image=image
     )
 
 

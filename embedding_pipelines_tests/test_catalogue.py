@@ -59,7 +59,7 @@ def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(
     assert alias == alias.lower()
     assert ":" not in alias
     assert named.provider in choices("providers", ProviderOptions)
-    assert bool(named.revision) == (named.provider == "hf")
+    assert bool(named.revision) == (named.provider in ("hf", "clip"))
     assert row(alias)["revision"] == named.revision
     if named.revision:
         assert row(alias)["dimensions"]

@@ -4,6 +4,7 @@ import operator
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def test_results_and_exceptions_come_back_and_a_death_fails_one_task() -> None:
         assert after.result() == 7
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(operator.add, 1, 2)
+
+
+def test_what_takes_too_long_or_too_much_memory_fails_alone() -> None:
+    with Pool(1, task_seconds=1) as pool:
+        slow, large, after = (
+            pool.submit(time.sleep, 60),
+            pool.submit(bytes, 3 << 30),
+            pool.submit(operator.add, 3, 4),
+        )
+        with pytest.raises(ProcessDied, match="it took more than 1 s"):
+            slow.result()
+        with pytest.raises(MemoryError):
+            large.result()
+        assert after.result() == 7
 
 
 def test_what_has_not_begun_when_it_closes_is_cancelled() -> None:

@@ -12,8 +12,8 @@ from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.environment import home
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.providers.common.local import DEVICE
 from embedding_pipelines.providers.common.prices import find_published
-from embedding_pipelines.providers.hf import DEVICE
 from embedding_pipelines.service import (
     EmbeddingCache,
     EmbeddingConfig,

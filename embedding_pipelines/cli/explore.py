@@ -41,6 +41,10 @@ def search(
         str | None,
         typer.Option(metavar="ID", help="Instead of a query: what is like this document."),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of a query: what is like this image."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
     filter: Annotated[
         str | None,
@@ -65,17 +69,19 @@ def search(
     from embedding_pipelines.explore.like import find_like
     from embedding_pipelines.search import search as run_search
 
-    if (query is None) == (like is None):
-        raise typer.BadParameter("give a QUERY, or --like and the id of a document.")
-    if like is not None and mode not in (None, "vector"):
-        raise typer.BadParameter("--like compares vectors: leave --mode out.")
+    if [query, like, image].count(None) != 2:
+        words = "give a QUERY, --like and the id of a document, or --image and a file."
+        raise typer.BadParameter(words)
+    if query is None and mode not in (None, "vector"):
+        option = "--image" if like is None else "--like"
+        raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
     name = find_released(name)
     if like is not None:
         result = find_like(home_folder(), name, like, k, filter)
     else:
         too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
         result = run_search(
-            *(home_folder(), name, query or "", k, filter), too_long=too_long, mode=mode
+            *(home_folder(), name, query, k, filter), too_long=too_long, mode=mode, image=image
         )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 

@@ -125,7 +125,7 @@ def open_release(warehouse: Warehouse, release: Release) -> ReleaseTable:
 def compare_documents(before: ReleaseTable, after: ReleaseTable) -> DocumentChanges:
     """All documents of two releases of one pipeline. Raises StoreError for an unreadable table."""
     changes, total = DocumentChanges(), 0.0
-    types = [side.release.spec.source.metadata_types for side in (before, after)]
+    types = [side.release.spec.metadata_types for side in (before, after)]
     metadata = [name for name, kind in types[1].items() if types[0].get(name) == kind]
     columns = ["chunk_id", "document_id", "start", "text", "chunk_digest", *metadata]
     if before.space == after.space and not _was_refitted(before, after):

@@ -121,10 +121,12 @@ def _of_table(run: Run) -> int:
     if CHECKSUM not in schema.names or number != pa.float32():
         return 0
 
-    def rows() -> Iterator[tuple[pa.Array, pa.Array]]:
-        for batch in table.scan(["text", VECTOR, CHECKSUM], version=live.version):
+    contents = live.spec.source.content_columns
+
+    def rows() -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
+        for batch in table.scan([*contents, VECTOR, CHECKSUM], version=live.version):
             pairs = zip(checksums(batch[VECTOR]), batch[CHECKSUM].to_pylist(), strict=True)
             own = batch.filter(pa.array([one == other for one, other in pairs]))
-            yield own["text"], own[VECTOR]
+            yield own.select(contents), own[VECTOR]
 
     return put(run.cache, live.space.with_codec(None).id, rows(), only_missing=True)

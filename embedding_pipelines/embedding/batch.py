@@ -32,7 +32,7 @@ class EmbeddedBatch(Embeddings):
 
 @dataclass
 class Batch:
-    """A batch while it waits. Texts are named by their keys in the cache."""
+    """A batch while it waits. Texts and images are named by their keys in the cache."""
 
     rows: pa.RecordBatch
     keys: list[bytes]  # of each row
@@ -57,6 +57,7 @@ class BatchRequest(Request):
     """A request for texts that `batch` was the first to need."""
 
     keys: Sequence[bytes] = ()
+    digests: Sequence[str] = ()  # of images, whose names the inputs are; they are loaded later
     batch: Batch = field(kw_only=True)
     is_part: bool = False  # of a request that failed or was too large
     # What is wrong with rows of the reply; its other vectors are in the cache.
@@ -71,8 +72,10 @@ class BatchRequest(Request):
         return replace(
             self,
             inputs=[self.inputs[at] for at in positions],
+            images=[self.images[at] for at in positions] if self.images else (),
             tokens=[self.tokens[at] for at in positions],
             keys=[self.keys[at] for at in positions],
+            digests=[self.digests[at] for at in positions] if self.digests else (),
             usage=Usage(),
             is_part=True,
             is_final=False,

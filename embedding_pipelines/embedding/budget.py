@@ -20,6 +20,7 @@ class Usage:
     cache_hits: int = 0
     embedded: int = 0
     embedded_tokens: int = 0  # by the model's tokenizer
+    embedded_images: int = 0  # of `embedded`
     rejected: int = 0
     requests: int = 0  # that were answered with vectors
     retries: int = 0  # requests that were sent in vain

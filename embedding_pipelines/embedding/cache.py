@@ -1,9 +1,9 @@
 """The embedding cache: every vector that was ever computed, filed under what it was computed from.
 
 One SQLite file for all pipelines and programs. Key: 128 bits over space id, input type and the
-exact text, so renamed files, duplicate texts, a second pipeline and a model switched back cost
-nothing, and two models never serve each other's vectors. Values: float32, little-endian,
-each with a CRC-32 of key and value: a damaged one counts as missing.
+exact content, a text or the digest of an image's pixels, so renamed files, duplicates, a second
+pipeline and a model switched back cost nothing, and two models never serve each other's vectors.
+Values: float32, little-endian, each with a CRC-32 of key and value: a damaged one counts as missing.
 """
 
 import sqlite3
@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
+import pyarrow as pa
 
 from embedding_pipelines.errors import ProviderError, StoreError
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, check_reply
-from embedding_pipelines.schemas import digest
+from embedding_pipelines.schemas import IMAGE, TEXT, digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
 
@@ -66,9 +67,9 @@ class EmbeddingCache:
         self.damaged: set[bytes] = set()  # keys that were looked up and whose values are damaged
 
     @staticmethod
-    def key(space_id: str, input_type: InputType, text: str) -> bytes:
-        """What a vector is filed under, 16 bytes."""
-        return digest(space_id.encode(), input_type.encode(), text.encode())
+    def key(space_id: str, input_type: InputType | Literal["image"], content: str) -> bytes:
+        """What a vector is filed under, 16 bytes; the content of an image is its pixels' digest."""
+        return digest(space_id.encode(), input_type.encode(), content.encode())
 
     def get_many(self, keys: Sequence[bytes], dimensions: int | None) -> dict[bytes, Vectors]:
         """The hits among `keys`, each float32[dimensions], read-only; None: of any size. A value of
@@ -352,6 +353,20 @@ class EmbeddingCache:
                 f"The cache {self.path} cannot be {use}: {error}. If the file is damaged, move it "
                 "away; its vectors are then computed again."
             ) from error
+
+
+def content_keys(space_id: str, input_type: InputType, rows: pa.RecordBatch) -> list[bytes]:
+    """The key of each row: of its image if there is a column of images and it has one, else of its
+    text."""
+    contents: list[tuple[InputType | Literal["image"], str]] = [
+        (input_type, text) for text in rows[TEXT].to_pylist()
+    ]
+    if IMAGE in rows.schema.names:
+        images = rows[IMAGE].to_pylist()
+        pairs = zip(images, contents, strict=True)
+        contents = [("image", image) if image else content for image, content in pairs]
+    keys = {content: EmbeddingCache.key(space_id, *content) for content in set(contents)}
+    return [keys[content] for content in contents]
 
 
 def _connect(name: str, uri: bool = False) -> sqlite3.Connection:

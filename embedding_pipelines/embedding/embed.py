@@ -1,4 +1,4 @@
-"""From texts to vectors through the cache: only texts that are not in it reach the model.
+"""From texts and images to vectors through the cache: only what is not in it reaches the model.
 
     batches ──▶ look up ──── hits ───────────────────────▶ vectors ──▶ yielded in order
                    │                                          ▲
@@ -12,7 +12,7 @@
 A stream: while the model computes `limits.concurrent_requests` requests, and their threads commit
 its replies, the next batches are read and looked up. BATCHES_AHEAD batches are in memory, or as
 many more as keep these threads at work. What a fault means for the texts of its request stands in
-`request.POLICY`.
+`request.POLICY`. The images of a request are loaded from when it is submitted, one before its turn.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.batch import Batch, BatchRequest, EmbeddedBatch, Embeddings
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
-from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
+from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache, content_keys
+from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.embedding.request import ATTEMPTS, POLICY, Sender, WrongVector
 from embedding_pipelines.embedding.sanity import probe, send_verified
@@ -42,6 +43,7 @@ from embedding_pipelines.providers.base import (
     Response,
     faulty_rows,
 )
+from embedding_pipelines.schemas import IMAGE, TEXT, URI
 
 # Of 4,096 texts at most: enough to reach past the end of a partition while it is finished.
 BATCHES_AHEAD = 3
@@ -60,10 +62,12 @@ def embed(
     unfinished: Usage | None = None,
     *,
     limits: Limits | None = None,
+    loader: ImageLoader | None = None,
 ) -> Iterator[EmbeddedBatch]:
-    """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
+    """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`; with
+    `loader`, those of images have `image` and `uri`, and a row with an image is embedded as that.
 
-    `advance` is given the tokens of texts that are done. `limits` are the model's by default.
+    `advance` is given the tokens of texts that are done, and 1 for each image. `limits` are the model's by default.
 
     The vectors of each reply are committed to the cache when it has come, also of requests that are
     out when something fails, within PATIENCE_SECONDS. A process that is killed loses what is out:
@@ -72,7 +76,9 @@ def embed(
     unavailable, BudgetError if the next request would cost more than `budget` holds.
     """
     source = iter(batches)
-    stream = _Stream(model, cache, input_type, budget or BudgetTracker(), limits or model.limits)
+    stream = _Stream(
+        model, cache, input_type, budget or BudgetTracker(), limits or model.limits, loader
+    )
     with cache, stream.closing(unfinished or Usage()):
         rows: pa.RecordBatch | None = None
         while True:
@@ -84,7 +90,9 @@ def embed(
                 advance(stream.finish_requests())
             else:
                 batch = stream.batches.popleft()
-                advance(pc.sum(batch.rows["tokens"]).as_py() - batch.usage.embedded_tokens)
+                advance(
+                    stream.size(batch) - batch.usage.embedded_tokens - batch.usage.embedded_images
+                )
                 yield batch.embedded(model.space.dimensions)
 
 
@@ -144,7 +152,9 @@ class _Stream:
         input_type: InputType,
         budget: BudgetTracker,
         limits: Limits,
+        loader: ImageLoader | None,
     ) -> None:
+        self._loader = loader
         self.batches: deque[Batch] = deque()
         self._cache, self._budget, self._space, self._limits = cache, budget, model.space, limits
         self._input_type: InputType = input_type
@@ -168,9 +178,10 @@ class _Stream:
         """Look a batch up, and request the misses that are not requested yet."""
         if not rows.num_rows:
             return
-        space, texts = self._space, rows["text"].to_pylist()
-        keys = {text: self._cache.key(space.id, self._input_type, text) for text in set(texts)}
-        batch = Batch(rows, [keys[text] for text in texts])
+        space = self._space
+        # Without a loader a column of that name is the user's own.
+        names = [TEXT, IMAGE] if self._loader else [TEXT]
+        batch = Batch(rows, content_keys(space.id, self._input_type, rows.select(names)))
         unique, usage = set(batch.keys), batch.usage
         batch.vectors = self._cache.get_many(list(unique - self._requested), space.dimensions)
         batch.rejected = {key: self._rejected[key] for key in unique & self._rejected.keys()}
@@ -183,9 +194,15 @@ class _Stream:
         self._requested |= misses
         self._submit()
 
+    def size(self, batch: Batch) -> int:
+        """As `advance` counts a batch."""
+        rows = batch.rows
+        images = len(rows) - rows[IMAGE].null_count if self._loader else 0
+        return int(pc.sum(rows["tokens"]).as_py()) + images
+
     def finish_requests(self) -> int:
-        """Wait until a request has ended, and finish each that has; the tokens of the texts that
-        got vectors."""
+        """Wait until a request has ended, and finish each that has; what got vectors, as `advance`
+        counts it."""
         ended, _ = wait(self._out, return_when=FIRST_COMPLETED)
         tokens = sum(self._finish(future) for future in list(self._out) if future in ended)
         self._submit()
@@ -210,6 +227,12 @@ class _Stream:
 
     def _requests(self, batch: Batch, misses: set[bytes]) -> Iterator[BatchRequest]:
         rows = {key: row for row, key in enumerate(batch.keys) if key in misses}
+        if self._loader:
+            images = batch.rows[IMAGE].is_valid().to_numpy(zero_copy_only=False)
+            yield from self._image_requests(
+                batch, {key: row for key, row in rows.items() if images[row]}
+            )
+            rows = {key: row for key, row in rows.items() if not images[row]}
         part = batch.rows.take(pa.array(rows.values(), pa.int32()))
         texts, tokens = part["text"].to_pylist(), part["tokens"].to_pylist()
         sizes = [len(text.encode()) for text in texts] if self._limits.request_bytes else None
@@ -217,10 +240,24 @@ class _Stream:
         for positions in pack(tokens, self._limits, sizes):
             yield replace(whole.part(positions), is_part=False)
 
+    def _image_requests(self, batch: Batch, rows: dict[bytes, int]) -> Iterator[BatchRequest]:
+        part = batch.rows.take(pa.array(rows.values(), pa.int32()))
+        names, digests = part[URI].to_pylist(), part[IMAGE].to_pylist()
+        tokens = [0] * len(names)
+        whole = BatchRequest(
+            *(names, self._input_type, tokens), keys=list(rows), digests=digests, batch=batch
+        )
+        most = self._limits.request_images
+        for start in range(0, len(names), most):
+            positions = range(start, min(start + most, len(names)))
+            yield replace(whole.part(positions), is_part=False)
+
     def _submit(self) -> None:
         """One more than are computed at a time, so that none waits for the next."""
         while self._queue and len(self._out) <= self._limits.concurrent_requests:
-            if len(self._queue[0].inputs) > self._limits.request_texts:  # which were lowered since
+            if not self._queue[0].digests and (
+                len(self._queue[0].inputs) > self._limits.request_texts
+            ):  # which were lowered since
                 self._queue.extendleft(reversed(self._queue.popleft().halves()))
                 continue
             out = sum(sum(request.tokens) for request in self._out.values())
@@ -230,6 +267,10 @@ class _Stream:
                 self._cut_to_budget()
             request = self._queue.popleft()
             request.submitted_at = time.perf_counter()
+            if request.digests and not request.images:
+                assert self._loader is not None
+                pairs = zip(request.inputs, request.digests, strict=True)
+                request.images = [self._loader.load(name, each) for name, each in pairs]
             future = self._workers.submit(_send, self._sender, self._cache, request)
             self._out[future] = request
 
@@ -303,7 +344,7 @@ class _Stream:
         self._right_at = time.perf_counter()
 
     def _deliver(self, request: BatchRequest, response: Response) -> tuple[int, dict[int, str]]:
-        """Count and deliver the right vectors of a reply: the tokens of their texts, and what is
+        """Count and deliver the right vectors of a reply: as `advance` counts them, and what is
         wrong with others that the provider did not reject itself."""
         faults = request.faults
         sound = [at for at in range(len(request.inputs)) if at not in faults]
@@ -317,11 +358,15 @@ class _Stream:
                 batch.vectors[key] = vectors[key]
         usage, tokens = request.batch.usage, sum(request.tokens[at] for at in sound)
         usage.embedded += len(sound)
+        images = len(sound) if request.digests else 0
+        usage.embedded_images += images
         usage.embedded_tokens += tokens
         uncounted = request.ended_at - max(request.started_at, self._counted_until)
         usage.provider_seconds += max(0.0, uncounted)
         self._counted_until = max(self._counted_until, request.ended_at)
-        return tokens, {at: words for at, words in faults.items() if at not in response.rejected}
+        return tokens + images, {
+            at: words for at, words in faults.items() if at not in response.rejected
+        }
 
     def _spend(self, batch: Batch, usage: Usage) -> None:
         batch.usage.add(usage)

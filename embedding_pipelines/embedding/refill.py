@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
+from embedding_pipelines.embedding.cache import EmbeddingCache, content_keys
+from embedding_pipelines.schemas import HAS_IMAGES_KEY, IMAGE, SPACE_ID_KEY, TEXT, VECTOR
 from embedding_pipelines.storage.warehouse import PipelineFolder
 from embedding_pipelines.vectors import to_matrix
 
@@ -28,13 +28,15 @@ def file_vectors(
             if not (chunks.is_intact(partition) and embeddings.is_intact(partition)):
                 continue
             schema = embeddings.schema(partition)
-            space = ((schema and schema.metadata) or {}).get(SPACE_ID_KEY, b"").decode()
+            metadata = (schema and schema.metadata) or {}
+            space = metadata.get(SPACE_ID_KEY, b"").decode()
+            contents = [TEXT, IMAGE] if HAS_IMAGES_KEY in metadata else [TEXT]
             pairs = zip(
-                chunks.read(partition, ["text"]),
+                chunks.read(partition, contents),
                 embeddings.read(partition, [VECTOR]),
                 strict=True,
             )
-            rows = ((texts["text"], vectors[VECTOR]) for texts, vectors in pairs)
+            rows = ((part, vectors[VECTOR]) for part, vectors in pairs)
             count += put(cache, space, rows, only_missing)
     return count
 
@@ -42,15 +44,15 @@ def file_vectors(
 def put(
     cache: EmbeddingCache,
     space_id: str,
-    rows: Iterable[tuple[pa.Array, pa.Array]],
+    rows: Iterable[tuple[pa.RecordBatch, pa.Array]],
     only_missing: bool = False,
 ) -> int:
-    """File texts' vectors, as columns; how many. Nulls are left out."""
+    """File the vectors of chunks, of which the columns are given that say what was embedded; how
+    many. Nulls are left out."""
     count = 0
-    for texts, vectors in rows:
+    for contents, vectors in rows:
         has_vector = vectors.is_valid()
-        names = texts.filter(has_vector).to_pylist()
-        keys = [cache.key(space_id, "document", text) for text in names]
+        keys = content_keys(space_id, "document", contents.filter(has_vector))
         if not keys:
             continue
         matrix = to_matrix(vectors.filter(has_vector))

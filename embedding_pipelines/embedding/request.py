@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.budget import Usage
@@ -26,7 +27,11 @@ from embedding_pipelines.providers.base import EmbeddingModel, InputType, Respon
 from embedding_pipelines.telemetry import current, span
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from tenacity import RetryCallState, Retrying
+
+    from embedding_pipelines.images import Pixels
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between attempts, doubled each time
 ATTEMPTS = 6  # of a request that is Unreachable: 15 seconds of waits at most, 8 usually
@@ -63,13 +68,14 @@ POLICY: dict[type[ProviderError], Rule] = {
 
 @dataclass
 class Request:
-    """Texts for one call to a model, and what the call took so far."""
+    """Texts or images for one call to a model, and what the call took so far."""
 
     inputs: Sequence[str]
     input_type: InputType
     tokens: Sequence[int] = ()  # of each, by the model's tokenizer; empty: not counted
     attempts: int = ATTEMPTS
     usage: Usage = field(default_factory=Usage)
+    images: "Sequence[Future[Pixels | str]]" = ()  # what the inputs name, unless they are texts
 
     def bill(self, billed: int | None) -> None:
         """Add the tokens of a reply; `billed` is None where the provider does not say. Texts that
@@ -143,13 +149,13 @@ class Sender:
     def _call(self, request: Request) -> Response:
         """One call, on the usage of its request. Raises InvalidReply for an array of a wrong
         shape, and BadInput for a text without content, which some models give a vector."""
-        if not all(map(has_content, request.inputs)):
+        if not request.images and not all(map(has_content, request.inputs)):
             raise BadInput("The text is empty: white space or characters that nobody sees.")
         usage, started = request.usage, time.perf_counter()
         try:
             with span("embeddings", self._context, **LABELS) as labels:
                 labels["embedding_pipelines.texts"] = len(request.inputs)
-                response = self.model.embed(request.inputs, request.input_type)
+                response = self._embed(request)
                 labels["gen_ai.request.model"] = self.model.space.model
                 labels["gen_ai.provider.name"] = self.model.space.provider
                 if response.tokens is not None:
@@ -171,6 +177,18 @@ class Sender:
         usage.requests += 1
         usage.request_seconds += time.perf_counter() - started
         return response
+
+    def _embed(self, request: Request) -> Response:
+        if not request.images:
+            return self.model.embed(request.inputs, request.input_type)
+        loaded = [image.result() for image in request.images]
+        rejected = {row: image for row, image in enumerate(loaded) if isinstance(image, str)}
+        squares = [image for image in loaded if not isinstance(image, str)]
+        vectors = np.full((len(loaded), self.model.space.dimensions), np.nan, np.float32)
+        if squares:
+            rows = [row for row in range(len(loaded)) if row not in rejected]
+            vectors[rows] = self.model.embed_images(np.stack(squares))
+        return Response(vectors, rejected=rejected)
 
     def _sleep(self, seconds: float, request: Request) -> None:
         if self._cancelled.wait(seconds):

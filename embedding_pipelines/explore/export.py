@@ -165,7 +165,7 @@ def _write_atlas(table: LiveTable, kind: Kind, folder: Path, progress: Progress)
     own = {"id": "chunk_id", "document_id": "document_id", "text": "text"}
     columns = own | {
         f"metadata_{name}" if name in ("id", "x", "y") else name: name
-        for name in table.release.spec.source.metadata_types
+        for name in table.release.spec.metadata_types
     }
     source = table.schema(kind)
     fields = {name: source.field(column).type for name, column in columns.items()}

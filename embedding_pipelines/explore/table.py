@@ -10,12 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.cache import EmbeddingCache, content_keys
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import replacing
 from embedding_pipelines.releases import find_released, live_release
 from embedding_pipelines.remote import refresh
-from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, SPACE_ID_KEY, VECTOR
+from embedding_pipelines.schemas import CHUNK_COLUMNS, SPACE_ID_KEY, TABLE_TYPES, VECTOR
 from embedding_pipelines.search import as_frame
 from embedding_pipelines.storage.warehouse import Warehouse, write_table
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
@@ -63,8 +63,8 @@ class LiveTable:
     def schema(self, vectors: Kind | None, columns: Sequence[str] | None = None) -> pa.Schema:
         """What `read` yields; the space id is in its metadata."""
         types = {name: CHUNK_COLUMNS[name] for name in OWN_COLUMNS}
-        for name, kind in self.release.spec.source.metadata_types.items():
-            types[name] = METADATA_TYPES[kind]
+        for name, kind in self.release.spec.metadata_types.items():
+            types[name] = TABLE_TYPES[kind]
         fields = {name: types[name] for name in columns or types}
         if vectors:
             fields[VECTOR] = pa.list_(pa.float32(), self.space.dimensions)
@@ -79,7 +79,8 @@ class LiveTable:
         names = [name for name in schema.names if name != VECTOR]
         # Else the table holds them; without compression at unit length.
         exact = vectors == "exact" and (bool(self.codec.codecs) or not self.space.normalized)
-        source = ["chunk_id", "text"] if exact else [VECTOR] if vectors else []
+        contents = self.release.spec.source.content_columns
+        source = ["chunk_id", *contents] if exact else [VECTOR] if vectors else []
         stored = list(dict.fromkeys([*names, *source]))
         cache = EmbeddingCache(self.warehouse.cache)
         with cache if exact else contextlib.nullcontext():
@@ -89,7 +90,7 @@ class LiveTable:
                 arrays = [batch[name] for name in names]
                 if vectors:
                     matrix = (
-                        self._exact(batch, cache)
+                        self._exact(batch["chunk_id"], batch.select(contents), cache)
                         if exact
                         else self.codec.decode(to_matrix(batch[VECTOR]))
                     )
@@ -111,11 +112,11 @@ class LiveTable:
             done += batch.num_rows
         return numbers, pa.Table.from_batches(parts, self.schema(vectors, columns))
 
-    def _exact(self, batch: pa.RecordBatch, cache: EmbeddingCache) -> Vectors:
-        """float32[n, d] that the texts of a batch were embedded to."""
-        keys = [cache.key(self.space.id, "document", text) for text in batch["text"].to_pylist()]
+    def _exact(self, names: pa.Array, contents: pa.RecordBatch, cache: EmbeddingCache) -> Vectors:
+        """float32[n, d] that texts or images were embedded to."""
+        keys = content_keys(self.space.id, "document", contents)
         vectors = cache.get_many(list(dict.fromkeys(keys)), self.space.dimensions)
-        for name, key in zip(batch["chunk_id"].to_pylist(), keys, strict=True):
+        for name, key in zip(names.to_pylist(), keys, strict=True):
             if key not in vectors:
                 raise StoreError(
                     f"The vector of chunk {name!r} is not in the embedding cache "

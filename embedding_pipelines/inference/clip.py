@@ -50,7 +50,11 @@ BATCH_IMAGES: dict[str, int] = {"cuda": 128, "mps": 32, "cpu": 8}
 REQUEST_IMAGES, ACCELERATOR_REQUEST_IMAGES = 64, 512
 
 # What transformers assumes where `preprocessor_config.json` says nothing, by `model_type`.
-_CENTRED: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False}
+_CENTRED: dict[str, Any] = {
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "do_center_crop": False,
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "clip": {
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -288,10 +292,9 @@ def describe(folder: Path) -> tuple[Path, ClipConfig]:
             tokenizer.backend_tokenizer.save(str(draft / "tokenizer.json"))
             config = _describe(folder, tokenizer, load_tokenizer(draft))
             (draft / CONFIG).write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
-    values = json.loads((cache / CONFIG).read_text(encoding="utf-8"))
-    return cache, ClipConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
+    values: dict[str, Any] = json.loads((cache / CONFIG).read_text(encoding="utf-8"))
+    values |= {name: tuple(values[name]) for name in ("mean", "std")}
+    return cache, ClipConfig(**values)
 
 
 def load(folder: Path, dtype: Any = None) -> Any:
@@ -385,7 +388,7 @@ def _square(folder: Path, settings: Mapping[str, Any], expected: int) -> tuple[i
     return expected, crops
 
 
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
+def _three(values: list[float]) -> tuple[float, float, float]:
     red, green, blue = map(float, values * 3 if len(values) == 1 else values)
     return red, green, blue
 
@@ -419,7 +422,8 @@ def module_of(model: Any, config: ClipConfig, tower: Tower) -> Any:
 
         def forward(self, tokens: "Tensor") -> "Tensor":
             vectors = self.model.get_text_features(input_ids=tokens).pooler_output
-            return unit(vectors.float(), dim=-1)
+            result: Tensor = unit(vectors.float(), dim=-1)
+            return result
 
     class Vision(torch.nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -432,7 +436,8 @@ def module_of(model: Any, config: ClipConfig, tower: Tower) -> Any:
             samples = (pixels.float() * config.scale - self.mean) / self.std
             inputs = samples.permute(0, 3, 1, 2).to(self.model.dtype)
             vectors = self.model.get_image_features(pixel_values=inputs).pooler_output
-            return unit(vectors.float(), dim=-1)
+            result: Tensor = unit(vectors.float(), dim=-1)
+            return result
 
     return (Text() if tower == "text" else Vision()).eval()
 

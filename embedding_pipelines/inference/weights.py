@@ -186,9 +186,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
     get = functools.partial(download, revision=revision, ignore_patterns=FOREIGN)
     hub = need("huggingface_hub.errors", "local")
     try:
-        folder = Path(
-            get(model, allow_patterns=[*CONFIGURATION, "*.safetensors"])
-        )
+        folder = Path(get(model, allow_patterns=[*CONFIGURATION, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
             get(model, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder

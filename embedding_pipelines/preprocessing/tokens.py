@@ -30,7 +30,9 @@ def unknown_id(tokenizer: Tokenizer) -> int | None:
         is_known = token is None or token.startswith("<0x") or RARE in token
         return None if is_known else ids[-1]
     name = tokenizer.model.unk_token
-    return None if name is None else tokenizer.token_to_id(name)
+    number = None if name is None else tokenizer.token_to_id(name)
+    # CLIP names the token at the end of every text, since its vocabulary, of bytes, lacks nothing.
+    return None if number in tokenizer.encode("").ids else number
 
 
 def count_unknown(encoding: Encoding, unknown: int | None) -> int:

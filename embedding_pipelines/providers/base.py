@@ -162,6 +162,11 @@ class ProviderOptions(Choice):
         return False
 
     @property
+    def metadata_types(self) -> dict[str, str]:
+        """The columns that the model gives the table, beside the vector."""
+        return {}
+
+    @property
     def trains(self) -> bool:
         """Whether the model is trained on the pipeline's own texts before it can embed."""
         return False

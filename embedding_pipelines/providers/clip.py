@@ -170,6 +170,13 @@ class Clip(ProviderOptions):
     def takes_images(self) -> bool:
         return True
 
+    @property
+    def metadata_types(self) -> dict[str, str]:
+        """Of each image, the names of the best labels, best first, and their cosines."""
+        if self.labels is None:
+            return {}
+        return {"labels": "list[string]", "label_scores": "list[float]"}
+
     def known_dimensions(self, home: Path) -> int | None:
         entry = find_published(self.kind, self.model)
         return entry.dimensions if entry else None

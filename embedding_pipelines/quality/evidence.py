@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
+from embedding_pipelines.embedding.embed import embed, embed_all
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import delete, list_files, read_json, write_atomic, write_json
 from embedding_pipelines.metrics.drift import Sketch
@@ -35,7 +36,7 @@ from embedding_pipelines.quality.queries import (
 from embedding_pipelines.ranking import Filter, Query, as_numbers, encode_queries, find, nearest
 from embedding_pipelines.releases import Release, read_releases, search_alike
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import VECTOR, digest
+from embedding_pipelines.schemas import IMAGE, TEXT, URI, VECTOR, digest
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder
 from embedding_pipelines.stores.base import Table
@@ -77,6 +78,7 @@ class Candidate(Evidence):
     misplaced_documents: int = 0  # in another partition than their id says
     # Some chunks: their texts, and their codes in the table.
     texts: dict[str, str] = field(default_factory=dict)
+    images: dict[str, tuple[str, str]] = field(default_factory=dict)  # of these: digest and file
     codes: dict[str, Vectors] = field(default_factory=dict)
     collected: dict[str, Any] = field(default_factory=dict)  # by check, for itself
     metrics: dict[str, float] = field(default_factory=dict)
@@ -102,6 +104,25 @@ class Candidate(Evidence):
             self.budget,
             on_cut=lambda words: tell(f"What the checks embed was too long: {words}"),
         ).vectors
+
+    def embed_chunks(self, names: Sequence[str]) -> Vectors:
+        """As `embed`, of chunks that `texts` has: past the cache, of images if they have one."""
+        images = [name for name in names if name in self.images]
+        texts = [self.texts[name] for name in names if name not in self.images]
+        vectors = np.empty((len(names), self.run.model.space.dimensions), np.float32)
+        is_image = np.array([name in self.images for name in names], bool)
+        vectors[~is_image] = self.embed(texts, "document", use_cache=False)
+        if not images:
+            return vectors
+        digests, files = zip(*(self.images[name] for name in images), strict=True)
+        rows = pa.RecordBatch.from_pydict(
+            {TEXT: [""] * len(images), IMAGE: digests, URI: files, "tokens": [0] * len(images)}
+        )
+        cache, model = EmbeddingCache(IN_MEMORY), self.run.model
+        with self.run.image_loader() as loader:
+            (part,) = embed([rows], model, cache, "document", lambda _: None, loader=loader)
+        vectors[is_image] = part.vectors
+        return vectors
 
     def find(self, text: str, vector: Vectors, k: int, filter: Filter | None = None) -> pa.Table:
         """The rows that a user's search for a query finds."""
@@ -156,7 +177,8 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
         rows = numbers[start:end] - candidate.vectors
         sample.append(vectors[rows])
         candidate.labels += chunks[label].take(pa.array(rows)).to_pylist() if label else []
-        candidate.short_texts += pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py()
+        if not run.spec.source.has_images:  # of which captions are no part of the vector
+            candidate.short_texts += pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py()
         candidate.unseen_tokens += int(np.maximum(chunks["tokens"].to_numpy() - limit, 0).sum())
         candidate.vectors += len(ids)
     candidate.exact = exact.result()
@@ -170,7 +192,7 @@ def _count_unknown(candidate: Candidate) -> None:
     """The tokens of all chunks, but for special ones, and those that the model's vocabulary lacks;
     none where its tokenizer only estimates."""
     tokenizer = candidate.run.model.tokenizer
-    if unknown_id(tokenizer) is None:
+    if unknown_id(tokenizer) is None or candidate.run.spec.source.has_images:
         return
     statistics = [manifest.statistics for manifest in _chunk_manifests(candidate)]
     tokens, chunks, unknown = (
@@ -194,7 +216,8 @@ def _blocks(
     label = run.spec.evaluation.label
     for partition in run.spec.partition_names:
         numbers, done = chosen.get(partition, np.empty(0, np.int64)), 0
-        columns = ["tokens", *([label] if label else []), *(["text"] if len(numbers) else [])]
+        contents = run.spec.source.content_columns if len(numbers) else []
+        columns = list(dict.fromkeys(["tokens", *([label] if label else []), *contents]))
         chunk_batches = run.folder.chunks.read(partition, columns)
         for batch in run.folder.embeddings.read(partition, ["chunk_id", VECTOR]):
             mask = pc.is_valid(batch[VECTOR])
@@ -217,6 +240,11 @@ def _blocks(
             if len(rows):
                 ids, texts = batch["chunk_id"].take(rows), chunks["text"].take(rows)
                 candidate.texts |= zip(ids.to_pylist(), texts.to_pylist(), strict=True)
+                if run.spec.source.has_images:
+                    some = chunks.take(rows)
+                    pairs = zip(some[IMAGE].to_pylist(), some[URI].to_pylist(), strict=True)
+                    images = zip(ids.to_pylist(), pairs, strict=True)
+                    candidate.images |= {name: pair for name, pair in images if pair[0]}
             if finite.any():
                 sound = pa.array(finite)
                 ids = batch["chunk_id"].filter(mask).filter(sound).to_pylist()

@@ -55,7 +55,7 @@ def map_of(
     """The map as JSON values, lists over points at `xy` float32[n, 2]: places, texts, columns to
     colour by; clusters; queries."""
     x, y = _numbers(xy)
-    types = release.spec.source.metadata_types
+    types = release.spec.metadata_types
     metadata = {
         name: _column(name, types[name], values) for name, values in points.metadata.items()
     }
@@ -84,7 +84,7 @@ def map_of(
 def read_points(table: Table, release: Release, codec: CodecChain, progress: Progress) -> Points:
     """All rows, or MAX_POINTS, in every release the same: those of the ids' smallest digests."""
     limit = _limit(table, release)
-    names = list(release.spec.source.metadata_types)
+    names = list(release.spec.metadata_types)
     columns = ["chunk_id", "document_id", "text", *names]
     parts = [np.empty((0, codec.input_dimensions), np.float32)]
     rows: dict[str, list[Any]] = {name: [] for name in columns}

@@ -76,7 +76,7 @@ class Source(Choice):
 
     suffixes: ClassVar[tuple[str, ...]] = ()  # which files of a folder to read; in lower case
     unit: ClassVar[str] = "file"  # what one of its parts is, for people
-    has_images: ClassVar[bool] = False  # its column `image` holds the digest of a document's pixels
+    has_images: ClassVar[bool] = False  # whether documents have the columns schemas.IMAGE and URI
 
     id: str | None = None
     text: Names = ("text",)
@@ -164,6 +164,11 @@ class Source(Choice):
     def table_names(self) -> dict[str, str]:
         """What the columns of id and text are called in documents and tables."""
         return dict.fromkeys(self.text, "text") | ({self.id: "document_id"} if self.id else {})
+
+    @property
+    def content_columns(self) -> list[str]:
+        """The columns of chunks that say what is embedded."""
+        return [schemas.TEXT, *([schemas.IMAGE, schemas.URI] if self.has_images else [])]
 
     @property
     def place(self) -> str:

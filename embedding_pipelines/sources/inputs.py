@@ -1,6 +1,7 @@
 """What a source reads: a file on this machine, or an object in a bucket, which is read from a copy."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from embedding_pipelines.errors import BucketError, SourceError
 from embedding_pipelines.files import temporary_folder
-from embedding_pipelines.objects import Bucket, Object
+from embedding_pipelines.objects import Bucket, Object, is_uri, open_bucket
 
 DOWNLOADS = 8  # at once: small objects cost the way to the store and back, not their bytes
 AHEAD_BYTES = 256 * 2**20  # of copies at once, unless one object is larger
@@ -78,6 +79,32 @@ def fetched(inputs: Sequence[Input], parent: Path | None = None) -> Iterator[Ite
             yield _copies(inputs, folder, threads)
         finally:
             threads.shutdown(cancel_futures=True)
+
+
+class Contents:
+    """Reads files and objects by the names that their documents have; threads may share it."""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._lock = home, threading.Lock()
+        self._buckets: dict[str, Bucket] = {}  # by address, once for all of their objects
+
+    def read(self, name: str) -> bytes | Path:
+        """The content of an object, or a file. Raises SourceError for an object that is gone, or
+        cannot be read."""
+        if not is_uri(name):
+            return self._home / name
+        try:
+            with self._lock:
+                address = "/".join(name.split("/", 3)[:3])
+                if address not in self._buckets:
+                    self._buckets[address] = open_bucket(name)[0]
+                bucket = self._buckets[address]
+            content = bucket.read(name.removeprefix(f"{address}/"))
+        except BucketError as error:
+            raise SourceError(str(error)) from error
+        if content is None:
+            raise SourceError("the object is gone")
+        return content
 
 
 def _copies(

@@ -155,6 +155,23 @@ class PipelineSpec(BaseModel):
             )
         return name
 
+    @field_validator("model")
+    @classmethod
+    def _check_images(cls, model: ProviderOptions, info: ValidationInfo) -> ProviderOptions:
+        source = info.data.get("source")
+        if source is not None and source.has_images and not model.takes_images:
+            raise ValueError(
+                f"the provider {model.kind} takes texts alone, and the source has images; write "
+                "{provider: clip, model: openai/clip-vit-base-patch32}, or another of its models"
+            )
+        taken = source.metadata_types.keys() & model.metadata_types if source else ()
+        for name in sorted(taken):
+            raise ValueError(
+                f"the model gives the table a column {name!r}, and source.metadata names one, too; "
+                "rename it in the source, or leave it out"
+            )
+        return model
+
     @field_validator("evaluation")
     @classmethod
     def _check_label(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
@@ -234,6 +251,11 @@ class PipelineSpec(BaseModel):
     def as_written(self, value: Any) -> Any:
         """A JSON value of this pipeline as it is stored: with variables, not with their values."""
         return restore_all(value, self._written)
+
+    @property
+    def metadata_types(self) -> dict[str, str]:
+        """The table's columns beside its own: the documents' metadata, and what the model gives."""
+        return self.source.metadata_types | self.model.metadata_types
 
     @property
     def partition_names(self) -> list[str]:

@@ -1,10 +1,12 @@
-"""embeddings: each chunk gets its vector, from the embedding cache or from the model.
+"""embeddings: each chunk gets its vector, from the embedding cache or from the model: that of its
+image if it has one, else of its text.
 
 A text that the provider rejects has no vector (null), and stands with the provider's words in the
 table of rejected texts. It is sent again when its partition has other chunks, or by `retry`, which
 sends nothing else.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -19,7 +21,9 @@ from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.embedding.batch import EmbeddedBatch
 from embedding_pipelines.embedding.batch_jobs import BatchJobs, BatchPending
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
+from embedding_pipelines.embedding.cache import content_keys
 from embedding_pipelines.embedding.embed import embed
+from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import delete, read_json, write_json
@@ -51,6 +55,7 @@ class EmbeddingsStep(Step):
         "usd": "{:.4f} USD",
         "tokens_per_edited_token": "{} tokens embedded for each one edited",
         "tokens_per_second": "{:,} tokens/s",
+        "images_per_second": "{:,} images/s",
     }
     row_statistic = "vectors"
     lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
@@ -92,19 +97,20 @@ class EmbeddingsStep(Step):
             return
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
         chunks, stale, unfinished, done = run.folder.chunks, list[str](), Usage(), 0
-        total = sum(entry.statistics["tokens"] for entry in chunks.manifests(partitions))
+        total = sum(map(_amount, chunks.manifests(partitions)))
+        unit = _unit(run)
 
-        def advance(tokens: int) -> None:
+        def advance(amount: int) -> None:
             nonlocal done
-            done += tokens
-            run.progress.update(self.name, done, total, "tokens")
+            done += amount
+            run.progress.update(self.name, done, total, unit)
 
         for partition in partitions:
             report = self.current(run, partition)
             if report is None:
                 stale.append(partition)
             else:
-                done += chunks.required(partition).statistics["tokens"]
+                done += _amount(chunks.required(partition))
                 yield report
         if stale:
             advance(0)
@@ -112,11 +118,16 @@ class EmbeddingsStep(Step):
         awaits_jobs = is_whole and run.folder.batch_jobs.exists()
         if run.spec.model.uses_batch_jobs and (stale or awaits_jobs):
             collected = _through_batch_jobs(run, stale, is_whole)
-        columns = ["chunk_id", "text", "tokens"]
+        columns = _columns(run)
         batches = (batch for name in stale for batch in chunks.read(name, columns))
-        stream = embed(batches, run.model, run.cache, "document", advance, budget, unfinished)
+        loading = contextlib.ExitStack()
+        loader = loading.enter_context(run.image_loader()) if stale else None
+        stream = embed(
+            *(batches, run.model, run.cache, "document", advance, budget, unfinished), loader=loader
+        )
         try:
             with (
+                loading,
                 ShardWriters(run.folder.embeddings) as writers,
                 closing(stream) as embedded,  # type: ignore[type-var]
             ):
@@ -143,6 +154,19 @@ class EmbeddingsStep(Step):
                 )
 
 
+def _columns(run: Run) -> list[str]:
+    return ["chunk_id", "tokens", *run.spec.source.content_columns]
+
+
+def _amount(chunks: Manifest) -> int:
+    """What there is to embed of a partition, as `embed` counts it."""
+    return int(chunks.statistics["tokens"]) + int(chunks.statistics.get("images", 0))
+
+
+def _unit(run: Run) -> str:
+    return "images" if run.spec.source.has_images else "tokens"
+
+
 def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
     """Collect finished batch jobs and submit what is not in the cache; the tokens billed for what
     was collected.
@@ -159,7 +183,7 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
         awaited = _pending_jobs(run)
 
         def misses() -> Iterator[tuple[bytes, str, int]]:
-            shards, columns = run.folder.chunks, ["text", "tokens"]
+            shards, columns = run.folder.chunks, ["tokens", *run.spec.source.content_columns]
             chunks = (batch for name in partitions for batch in shards.read(name, columns))
             for texts in look_up(chunks, model.space, "document", run.cache):
                 needed.update(texts.misses)
@@ -237,18 +261,21 @@ def _retry(step: EmbeddingsStep, run: Run, partitions: Sequence[str]) -> Reports
             yield report
             continue
         with (
+            run.image_loader() as loader,
             ShardWriters(run.folder.embeddings) as writers,
-            closing(_filled_up(run, partition, budget)) as embedded,  # type: ignore[type-var]
+            closing(_filled_up(run, partition, budget, loader)) as embedded,  # type: ignore[type-var]
         ):
             writing = _Writing(run, partition, writers, 0)
             writing.fill(embedded)
             yield writing.report()
 
 
-def _filled_up(run: Run, partition: str, budget: BudgetTracker) -> Iterator[EmbeddedBatch]:
+def _filled_up(
+    run: Run, partition: str, budget: BudgetTracker, loader: ImageLoader | None
+) -> Iterator[EmbeddedBatch]:
     """The chunks of a partition with the vectors that they have, and new ones where they have
     none."""
-    chunks = run.folder.chunks.read(partition, ["chunk_id", "text", "tokens"])
+    chunks = run.folder.chunks.read(partition, _columns(run))
     stored, unfinished = run.folder.embeddings.read(partition, [VECTOR]), Usage()
     try:
         for rows, old in zip(chunks, stored, strict=True):
@@ -259,10 +286,11 @@ def _filled_up(run: Run, partition: str, budget: BudgetTracker) -> Iterator[Embe
             if len(missing):
                 asked = iter([rows.take(pa.array(missing))])
                 advance = partial(
-                    run.progress.update, EmbeddingsStep.name, total=None, unit="tokens"
+                    run.progress.update, EmbeddingsStep.name, total=None, unit=_unit(run)
                 )
                 for part in embed(
-                    asked, run.model, run.cache, "document", advance, budget, unfinished
+                    *(asked, run.model, run.cache, "document", advance, budget, unfinished),
+                    loader=loader,
                 ):
                     vectors[missing] = part.vectors
                     rejected = {int(missing[at]): reason for at, reason in part.rejected.items()}
@@ -288,9 +316,8 @@ def re_embed(run: Run) -> None:
             return
         keys = [run.cache.key(space.id, kind, text) for text, kind in query_texts(run)]
         for partition in names:
-            for batch in folder.chunks.read(partition, ["text"]):
-                texts = batch["text"].to_pylist()
-                keys += [run.cache.key(space.id, "document", text) for text in texts]
+            for batch in folder.chunks.read(partition, run.spec.source.content_columns):
+                keys += content_keys(space.id, "document", batch)
         run.cache.remove_many(keys)
         write_json(folder.embed_anew, {"partitions": names})
 
@@ -310,7 +337,8 @@ class _Writing:
         self._usage, self._statistics = Usage(), dict[str, Any]()
         self._before = run.folder.embeddings.manifest(partition)
         space = run.model.space
-        self._schema = embeddings_schema(space.dimensions, space.id)
+        has_images = run.spec.source.has_images
+        self._schema = embeddings_schema(space.dimensions, space.id, has_images)
         self._draft = writers.begin(
             partition, self._schema, self._source.digest, space.id, self._statistics
         )

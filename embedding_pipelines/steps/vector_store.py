@@ -20,12 +20,13 @@ from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import read_releases, tagged_versions, write_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import VECTOR, digest, table_schema
+from embedding_pipelines.schemas import IMAGE, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step, row_values
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.documents import absorbed
+from embedding_pipelines.steps.labels import Labeller
 from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import Store, Table
 from embedding_pipelines.vectors import checksums, to_matrix
@@ -75,7 +76,7 @@ class VectorStoreStep(Step):
         return fingerprint(layout(spec))
 
     def columns(self, spec: PipelineSpec) -> pa.Schema:
-        return table_schema(spec.source.metadata_types, pa.list_(pa.null()), "")
+        return table_schema(spec.metadata_types, pa.list_(pa.null()), "")
 
     def written_columns(self, run: Run) -> pa.Schema:
         return _schema(run, load_codec(run))
@@ -159,6 +160,9 @@ def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
     parts = [stored_space(run, codec).id, str(schema)]
     if not codec.codecs and not run.model.space.normalized:
         parts.append("unit length")  # earlier tables hold the model's own lengths
+    labels = getattr(run.spec.model, "labels", None)
+    if labels is not None:
+        parts.append(fingerprint(labels))
     content = digest(*(part.encode() for part in parts)).hex()
     name = _in_use(run, f"{run.spec.name}-{content[:12]}")
     return run.spec.store.table(run.warehouse.tables, name), name
@@ -209,7 +213,7 @@ def table_state(run: Run) -> TableState | None:
 
 
 def _schema(run: Run, codec: CodecChain) -> pa.Schema:
-    metadata, space = run.spec.source.metadata_types, stored_space(run, codec)
+    metadata, space = run.spec.metadata_types, stored_space(run, codec)
     return schema_of(run.spec.store, codec, metadata, space.id)
 
 
@@ -333,6 +337,7 @@ def _rows(
 ) -> Iterator[pa.RecordBatch]:
     """The rows to add, with their vectors encoded."""
     schema, store, done = _schema(run, codec), run.spec.store, 0
+    labels = Labeller.of(run)
     for partition, difference in differences.items():
         if not any(difference.add):
             continue
@@ -348,6 +353,8 @@ def _rows(
                 "vector_checksum": pa.array(checksums(embeddings[VECTOR].filter(mask)), pa.int64()),
                 **codes,
             }
+            if labels is not None:
+                values |= labels.columns(vectors, rows[IMAGE])
             columns = [values[name] if name in values else rows[name] for name in schema.names]
             done += rows.num_rows
             run.progress.update("vector_store", done, total, "rows")

@@ -29,6 +29,8 @@ class KnownItemsAreFound(Check):
         if recall >= LEAST_RECALL:
             return self.outcome(True, f"{sentence}.", statistics)
         sentence += f" (by chance: {10 / rows:.1%})"
+        if candidate.run.spec.source.has_images:
+            return self.weakness(f"{sentence}. {FAR_CAPTIONS}", statistics)
         recognized, canaries = _recognized(candidate)
         statistics |= {"canaries_recognized": recognized, "canaries": canaries}
         cause = _cause_in_texts(candidate.metrics)
@@ -56,6 +58,10 @@ class KnownItemsAreFound(Check):
         return self.outcome(False, sentence, statistics)
 
 
+FAR_CAPTIONS = (
+    "The queries are captions, and what is found are pictures: captions that say other things than "
+    "the pictures show (names, dates), or in a language that the model does not know, find none."
+)
 UNCLEAR = (
     "The queries say too little of their texts (codes, numbers, a language that the model does not "
     "know): try a model for such texts, or name other fields in source.text."

@@ -1,4 +1,4 @@
-"""Stored vectors are those that their texts get when embedded again."""
+"""Stored vectors are those that their texts, or images, get when embedded again."""
 
 import numpy as np
 
@@ -26,10 +26,9 @@ class VectorsBelongToTheirTexts(Check):
     def collect(self, candidate: Candidate) -> None:
         """Past the cache; both sides are compared as the codec leaves them, worst chunks first."""
         names, codec = sorted(candidate.codes), candidate.codec
-        texts = [candidate.texts[name] for name in names]
         cosines: Vectors = np.empty(0, np.float32)
         if names:
-            fresh = candidate.embed(texts, "document", use_cache=False)
+            fresh = candidate.embed_chunks(names)
             sound = has_vector(fresh)  # what the provider rejects today proves nothing
             today = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
             stored = codec.decode(np.stack([candidate.codes[name] for name in names]))
