@@ -92,7 +92,7 @@ def test_twenty_thousand_images_take_no_all_with_all() -> None:
 
 
 def test_a_run_and_status_say_so_and_nothing_is_left_out(home: Path) -> None:
-    text = "source: {kind: images, path: photos}\nmodel: {provider: hashing}\npartitions: 2\n"
+    text = "source: {kind: images, path: photos}\nmodel: {provider: clip}\npartitions: 2\n"
     write_pipeline(home, "p", text)
     for name, data in (
         ("a.png", encoded(drawing(1))),

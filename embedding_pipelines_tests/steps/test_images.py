@@ -16,7 +16,7 @@ from embedding_pipelines_tests.drawn import drawing, encoded, write
 
 PIPELINE = """\
 source: {kind: images, path: photos, max_rejected: 1.0%s}
-model: {provider: hashing}
+model: {provider: clip}
 partitions: 2
 """
 CAPTIONED = PIPELINE % ", captions: {path: photos/captions.csv, text: words, metadata: [album]}"
