@@ -35,6 +35,22 @@ def serve(
             help="A cross-encoder for /rerank: a folder, or a model of the Hugging Face hub.",
         ),
     ] = "",
+    variable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="An environment variable that pipelines which are sent to the server may name. "
+            "Give it again for more. A provider's own key needs none.",
+        ),
+    ] = None,
+    custom_code: Annotated[
+        bool,
+        typer.Option(
+            "--custom-code",
+            help="Pipelines that are sent to the server may have models that run code: custom "
+            "classes below the home folder, and pickles.",
+        ),
+    ] = False,
     sagemaker: Annotated[
         bool,
         typer.Option(
@@ -56,6 +72,7 @@ def serve(
         need("sentence_transformers", "local")
     from embedding_pipelines.serving.auth import Keys, is_loopback
     from embedding_pipelines.serving.bundle import opened
+    from embedding_pipelines.serving.permissions import Permissions
     from embedding_pipelines.serving.process import Process
     from embedding_pipelines.serving.server import Server
     from embedding_pipelines.serving.wire import KEY_VARIABLE
@@ -75,5 +92,6 @@ def serve(
 
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()
-        Process(Server(home, keys, reranker), host, port, say_ready, is_container=sagemaker).run()
+        server = Server(home, keys, reranker, Permissions(frozenset(variable or ()), custom_code))
+        Process(server, host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])

@@ -66,6 +66,7 @@ from embedding_pipelines.serving.archive import (
     unpack_rest,
     write_archive,
 )
+from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.serving.pin import Pin, model_files, pin_of, require_portable
 from embedding_pipelines.serving.sbom import licences_of, write_sbom
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
@@ -351,17 +352,24 @@ def unpack(source: Path, folder: Path) -> Description:
     return description
 
 
-def released(folder: Path, description: Description) -> Release:
-    """The release that an unpacked bundle holds, once it is seen to lead nowhere else. Raises
-    BundleError."""
+def released(
+    folder: Path, description: Description, permissions: Permissions | None = None
+) -> Release:
+    """The release that an unpacked bundle holds, once it is seen to lead nowhere else, and to ask
+    for no more than `permissions`. Raises BundleError."""
     home = Warehouse(folder / HOME)
     own = home.pipeline(description.pipeline)
     _check_state(folder / HOME, description)
     try:
+        if permissions is not None:  # before a variable is replaced
+            for path in (own.releases, own.releases_copy):
+                permissions.check_texts(read_json(path))
         releases = read_releases(own)
         release = live_release(own)
+        if permissions is not None:
+            permissions.check_model(release.spec.model)
     except (EmbeddingPipelinesError, RecursionError, AttributeError, TypeError) as error:
-        raise BundleError(f"The bundle's release cannot be read: {error} {REFUSED}") from None
+        raise BundleError(f"The bundle's release cannot be used: {error} {REFUSED}") from None
     fits = {
         "pipeline": (release.spec.name, description.pipeline),
         "release": (release.number, description.release),

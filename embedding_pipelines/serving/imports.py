@@ -47,6 +47,7 @@ from embedding_pipelines.serving.bundle import (
     unpack,
     verify,
 )
+from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.spec.load import pipeline_files
 from embedding_pipelines.steps.base import row_values
 from embedding_pipelines.steps.vector_store import unused_table
@@ -77,9 +78,11 @@ def import_bundle(
     *,
     to_serve: bool = False,
     name: str | None = None,
+    permissions: Permissions | None = None,
 ) -> Imported:
     """Take a bundle up: an archive or a folder. `to_serve`: its release alone, without the pipeline
-    file and the shards. `name`: the pipeline that it has to be of.
+    file and the shards. `name`: the pipeline that it has to be of. `permissions`: of a bundle that
+    somebody else has sent.
 
     Documents that this home has forgotten are left out. Raises BundleError for a bundle that is
     damaged, malicious or does not reproduce here, BusyError while the pipeline runs. Nothing has
@@ -90,7 +93,7 @@ def import_bundle(
         description = unpack(source, draft)
         if name not in (None, description.pipeline):
             raise BundleError(f"The bundle is of {description.pipeline!r}, not of {name!r}.")
-        release = released(draft, description)
+        release = released(draft, description, permissions)
         own = Warehouse(draft / HOME)
         with release.spec.model.open(own.home) as model:
             least = verify(draft, description, release, model)

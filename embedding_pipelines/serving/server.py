@@ -25,6 +25,7 @@ from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.models import Embedded, ServedModel, ServedReranker, Worker
+from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.wire import (
     RELEASE_HEADER,
@@ -87,9 +88,17 @@ class Served:
 class Server:
     """Open it once, close it once; in between, any number of requests of one event loop use it."""
 
-    def __init__(self, home: Path, keys: Keys, reranker: str = "") -> None:
-        """`reranker` names a cross-encoder: a folder below the home folder, or a model of the hub."""
+    def __init__(
+        self,
+        home: Path,
+        keys: Keys,
+        reranker: str = "",
+        permissions: Permissions | None = None,
+    ) -> None:
+        """`reranker` names a cross-encoder: a folder below the home folder, or a model of the hub.
+        `permissions` are those of pipelines that are sent to the server."""
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
+        self.permissions = permissions or Permissions()
         self.metrics = Metrics()
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)

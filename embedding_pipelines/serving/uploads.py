@@ -21,6 +21,7 @@ from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import Releases, read_releases, write_releases
 from embedding_pipelines.remote import writing
 from embedding_pipelines.serving.imports import Imported, drop_tables, import_bundle
+from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.serving.wire import BadRequest, Conflict, ContentTooLarge, NotFound
 from embedding_pipelines.spec.pipeline import NAME
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -57,8 +58,9 @@ class Uploads:
     """Those of one home. Any number of threads may use it; what is proven is known to this process
     alone, and counts as failed when it ends."""
 
-    def __init__(self, warehouse: Warehouse) -> None:
+    def __init__(self, warehouse: Warehouse, permissions: Permissions) -> None:
         self.warehouse, self.folder = warehouse, warehouse.root / FOLDER
+        self._permissions = permissions
         self._proving = set[str]()
         self._lock = threading.Lock()
 
@@ -158,7 +160,13 @@ class Uploads:
         return Upload(**{**record, "received_bytes": size})
 
     def _take_up(self, upload: Upload, path: Path) -> Imported:
-        imported = import_bundle(self.warehouse, path, to_serve=True, name=upload.pipeline)
+        imported = import_bundle(
+            self.warehouse,
+            path,
+            to_serve=True,
+            name=upload.pipeline,
+            permissions=self._permissions,
+        )
         folder = self.warehouse.pipeline(upload.pipeline)
         first: dict[str, Any] = {"before": imported.before, "releases": [], "files": []}
         record = read_json(folder.folder / RECEIVED) or first

@@ -22,6 +22,7 @@ from embedding_pipelines.serving import bundle
 from embedding_pipelines.serving.archive import DESCRIPTION, entries_below
 from embedding_pipelines.serving.bundle import GOLDEN, HOME, SBOM, opened, write_bundle
 from embedding_pipelines.serving.imports import import_bundle
+from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import UNMEASURED
@@ -269,6 +270,22 @@ def test_a_model_that_would_run_code_or_read_elsewhere(copy: Path, there: Path, 
     """It is refused before it is opened."""
     release(copy, lambda value: value["spec"].update(model=model))
     refused(there, copy)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "match"),
+    [
+        ("model", {"kind": "cohere", "model": "embed-v4.0", "api_key_env": "HOME"}, "send HOME to"),
+        ("name", "${USER_S_SECRET}", r"\$\{USER_S_SECRET\} is no variable"),
+    ],
+)
+def test_a_bundle_that_was_sent_names_no_variable_of_the_server(
+    copy: Path, there: Path, section: str, value: Any, match: str
+) -> None:
+    release(copy, lambda entry: entry["spec"].update({section: value}))
+    with pytest.raises(BundleError, match=match):
+        import_bundle(Warehouse(there), copy, permissions=Permissions())
+    assert not list(there.rglob("*.json"))
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def _uploads(request: Request) -> Uploads:
     state = request.app.state
     if not hasattr(state, "uploads"):
         server: Server = state.server
-        state.uploads = Uploads(server.warehouse)
+        state.uploads = Uploads(server.warehouse, server.permissions)
     uploads: Uploads = state.uploads
     return uploads
 

@@ -114,12 +114,14 @@ def create(
             f"Invalid config: it names ${KEY_VARIABLE}, the key of this server, which goes to nobody. "
             "Name the variable of the service's own key."
         )
-    doubts = list[str]()
+    doubts, permissions = list[str](), _server(request).permissions
 
     def check(spec: PipelineSpec) -> None:
+        permissions.check_model(spec.model)
         doubts.extend(check_new(spec, _server(request).warehouse))
 
     try:
+        permissions.check_texts(config)
         created = create_from(home, config, check)
     except ExistsError as error:
         raise Conflict(_without(home, str(error))) from None

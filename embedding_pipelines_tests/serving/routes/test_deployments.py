@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.serving import uploads
 from embedding_pipelines.serving.bundle import write_bundle
+from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.serving.homes import KEY, client_of
 
@@ -173,11 +174,11 @@ def test_old_uploads_make_room(client: TestClient, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_server_that_was_restarted_says_so(there: Path) -> None:
-    receiving = uploads.Uploads(Warehouse(there))
+    receiving = uploads.Uploads(Warehouse(there), Permissions())
     upload = receiving.begin("things", 1, "0" * 64)
     receiving.append(upload.id, 0, b"x")
     receiving.begin_proof(upload.id)
-    restarted = uploads.Uploads(Warehouse(there)).find(upload.id)
+    restarted = uploads.Uploads(Warehouse(there), Permissions()).find(upload.id)
     assert (restarted.status, "restarted" in restarted.error) == ("failed", True)
 
 

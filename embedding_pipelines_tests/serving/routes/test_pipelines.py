@@ -95,6 +95,15 @@ def test_the_same_configuration_is_the_same_pipeline(client: TestClient) -> None
             "model.model",
         ),
         ({**CONFIG, "description": "x" * 300_000}, "KiB"),
+        ({**CONFIG, "description": "${PATH}"}, "${PATH} is no variable"),
+        ({**CONFIG, "model": {"provider": "custom", "cls": "m:M"}}, "--custom-code"),
+        (
+            {
+                **CONFIG,
+                "model": {"provider": "cohere", "model": "embed-v4.0", "api_key_env": "HOME"},
+            },
+            "does not send HOME to https://api.cohere.com",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_400_and_writes_nothing(
