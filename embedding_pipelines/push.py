@@ -6,7 +6,8 @@ takes the log in pays for nothing again.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 MAX_DOCUMENTS = 10_000  # of one request
 SHOWN = 3  # documents that are wrong, in an error
+Place = Callable[[int], str]  # of a document, for errors
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Pusher:
         require_same_space(
             self._model.space.with_codec(self._release.space.codec),
             self._release.space.id,
-            f"Release {self._release.number} of {spec.name!r}",
+            self._release.title,
             f"Run `embedding-pipelines run {spec.name}`, which builds a release in the new space.",
         )
         self._maker = RowMaker(
@@ -99,22 +101,26 @@ class Pusher:
         self._check(Push.of(self._run.spec.source), documents)
         return self._maker.texts(documents)
 
-    def put(self, documents: Sequence[Mapping[str, Any]]) -> Receipt:
+    def put(
+        self, documents: Sequence[Mapping[str, Any]], place: Place = "documents[{}]".format
+    ) -> Receipt:
         """Put documents, by the names of the source's columns, in place of those that have their
-        ids: all or none.
+        ids: all or none. `place` says what errors call a document, by its number.
 
         Raises DocumentError for documents that the pipeline cannot take, ProviderError if the model
         is unavailable.
         """
         spec = self._run.spec
         _check_count(spec.name, documents, "documents")
-        ids = self._check(Push.of(spec.source), documents)
+        ids = self._check(Push.of(spec.source), documents, place)
         rows = self._maker.rows(documents)
-        self._check_rows(rows, ids)
+        self._check_rows(rows, ids, place)
         changes = [
             Change(name, "put", document) for name, document in zip(ids, documents, strict=True)
         ]
-        number = self._log.append(changes, self._taken)
+        with self._log.hold():  # embedding may have taken a while
+            self._require_not_forgotten(ids, documents, place)
+            number = self._log.append(changes, self._taken)
         read = {path.partition(".")[0] for path in Push.of(spec.source).columns}
         read |= {*Push.of(spec.source).columns}
         ignored = {name for document in documents for name in document} - read
@@ -156,26 +162,35 @@ class Pusher:
             number = self._log.append(changes, self._taken)
         return Receipt(name, number, len(unique), unknown=unknown)
 
-    def _check(self, source: Push, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    def _check(
+        self,
+        source: Push,
+        documents: Sequence[Mapping[str, Any]],
+        place: Place = "documents[{}]".format,
+    ) -> list[str]:
         """Their ids. Raises DocumentError for what is no document of the pipeline, or forgotten."""
         for at, document in enumerate(documents):
-            _check_json(at, document)
+            _check_json(place(at), document)
         _, ids, rejected = read_records(source, documents)
         if rejected:
-            raise self._error({each.row: each.reason for each in rejected}, documents)
+            raise self._error({each.row: each.reason for each in rejected}, documents, place)
+        self._require_not_forgotten(ids, documents, place)
+        return ids
+
+    def _require_not_forgotten(
+        self, ids: Sequence[str], documents: Sequence[Mapping[str, Any]], place: Place
+    ) -> None:
         forgotten = forgotten_by(self._run)
         gone = {at: _FORGOTTEN for at, name in enumerate(ids) if forgotten.has("id", name)}
         if gone:
-            raise self._error(gone, documents)
-        return ids
+            raise self._error(gone, documents, place)
 
-    def _check_rows(self, rows: Rows, ids: Sequence[str]) -> None:
+    def _check_rows(self, rows: Rows, ids: Sequence[str], place: Place) -> None:
         """Raises DocumentError for documents of which there would be nothing to search."""
         release, faults = self._release, dict[int, str]()
         for each in rows.rejected:
             faults[each.row] = (
-                f"{each.reason}, as release {release.number} has it. Run the pipeline first, whose "
-                "file has changed"
+                f"{each.reason}: {release.title} is of another pipeline file. Run the pipeline first"
             )
         with_rows = set(rows.table["document_id"].to_pylist())
         for at, name in enumerate(ids):
@@ -184,15 +199,17 @@ class Pusher:
             elif name not in with_rows:
                 faults.setdefault(at, _EMPTY)
         if faults:
-            raise self._error(faults, ids)
+            raise self._error(faults, ids, place)
 
-    def _error(self, faults: Mapping[int, str], documents: Sequence[Any]) -> DocumentError:
+    def _error(
+        self, faults: Mapping[int, str], documents: Sequence[Any], place: Place
+    ) -> DocumentError:
         key = Push.of(self._run.spec.source).id
         lines = []
         for at in sorted(faults)[:SHOWN]:
             given = documents[at]
             name = given if isinstance(given, str) else given.get(key)
-            which = f"documents[{at}]" + (f" ({key} {repr(name)[:60]})" if name is not None else "")
+            which = place(at) + (f" ({key} {repr(name)[:60]})" if name is not None else "")
             lines.append(f"{which}: {faults[at]}")
         more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
         return DocumentError(f"{'; '.join(lines)}{more}. None of the documents was taken.")
@@ -216,20 +233,34 @@ _FORGOTTEN = (
 _EMPTY = "its text is empty after cleaning"
 
 
-def _check_json(at: int, document: Any) -> None:
+def _check_json(place: str, document: Any) -> None:
     if not isinstance(document, Mapping):
-        raise DocumentError(f"documents[{at}] is {repr(document)[:80]}, not an object.")
+        raise DocumentError(f"{place} is {repr(document)[:80]}, not an object.")
     try:
         size = len(to_json(document))
     except UnicodeEncodeError:
         words = "holds half a character, a lone surrogate. Replace it."
-        raise DocumentError(f"documents[{at}] {words}") from None
+        raise DocumentError(f"{place} {words}") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise DocumentError(f"documents[{at}] is no JSON: {error}.") from None
+        raise DocumentError(f"{place} is no JSON: {error}.") from None
     if size > MAX_RECORD_BYTES:
+        raise DocumentError(f"{place} is larger than {MAX_RECORD_BYTES >> 20} MiB. Divide it.")
+    for where, number in _not_finite(document, place):
         raise DocumentError(
-            f"documents[{at}] is larger than {MAX_RECORD_BYTES >> 20} MiB. Divide it."
+            f"{where} is {number}, which is no number of JSON's. Send null, or leave it out."
         )
+
+
+def _not_finite(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Numbers in a JSON value that are NaN or infinite, and where they stand."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _not_finite(part, f"{place}.{name}")
+    elif isinstance(value, list | tuple):
+        for at, part in enumerate(value):
+            yield from _not_finite(part, f"{place}[{at}]")
 
 
 def _check_count(name: str, items: Sequence[Any], what: str) -> None:

@@ -54,6 +54,14 @@ class Release(BaseModel):
     override: str = ""  # the model that ran instead of the pipeline file's, if it was another
     pushed: int = 0  # the number up to which the table holds what was pushed
 
+    @property
+    def title(self) -> str:
+        """The beginning of a sentence. Number 0 is what was pushed before the first release."""
+        name = self.spec.name
+        return (
+            f"Release {self.number} of {name!r}" if self.number else f"What was pushed to {name!r}"
+        )
+
 
 class Releases(BaseModel):
     """All stored releases, oldest first, and the number of the live one."""

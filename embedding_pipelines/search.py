@@ -405,16 +405,23 @@ class Searcher:
 
     def _notes(self, mode: Mode, notes: list[str]) -> list[str]:
         release, name = self.release, self.release.spec.name
-        if mode != "vector" and not self._table.has_text_index(release.version):
+        if mode != "vector" and not self._has_text_index:
             notes = [
                 *notes,
-                f"Release {release.number} of {name!r} has no full-text index: every text is read "
+                f"{release.title} has no full-text index: every text is read "
                 "for each search, and a word is found as it is written alone. Write `search: {mode: "
                 f"hybrid}}` (or text) in the pipeline file and run `embedding-pipelines run {name}`.",
             ]
         for note in notes:
             log.warning("%s", note)
         return notes
+
+    @property
+    def _has_text_index(self) -> bool:
+        release = self.release
+        if release.number == UNRELEASED:  # its rows are in memory, with the index of their language
+            return release.spec.search.text_index is not None
+        return self._table.has_text_index(release.version)
 
     def _rows(
         self, queries: Sequence[Query], k: int, filter: Filter | None, mode: Mode
@@ -517,7 +524,7 @@ class Searcher:
         require_same_space(
             space.with_codec(self.codec.id),
             release.space.id,
-            f"Release {release.number} of {release.spec.name!r}",
+            release.title,
             f"Query it with {release.space.provider}:{release.space.model}, or run "
             f"`embedding-pipelines run {release.spec.name}` to build a release in the new space.",
         )

@@ -50,6 +50,7 @@ DRIFT = "data_has_not_drifted"  # the check that compares a candidate with the l
 # work is active and building.
 FILTERS = ("active", "building", "failed", "deployed", "archived", "all")
 BUILDING, FAILED = ("running",), ("failed", "stopped", "held back", "broken")
+RECEIVED = "a bundle that was deployed here"
 EMPTY = "its text is empty after cleaning"  # of a document, so that no search finds it
 
 
@@ -59,7 +60,8 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
 
     `up_to_date` is true if the live release holds what the source and the pipeline file say now, as
     far as files tell: no model is asked whether it is still the same. `status` is running, held
-    back, failed, stopped, active or new: the first of them that is true.
+    back, failed, stopped, active or new: the first of them that is true. Searches see what was
+    pushed, so that a pipeline may be active before its first release.
     """
     shared = fetch_state(warehouse, spec.name)
     run = Run(spec, warehouse)
@@ -69,6 +71,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     held_back, activity = _held_back(run, live), last_activity(run)
     state: str = activity.state if activity else ""
     waiting, source = _source(run)
+    pushed_waiting = count_waiting(run, live.pushed if live else 0)
     rolled_back = _rolled_back(live, newest)
     lag = _lag(run, live, waiting, source, state, held_back, rolled_back)
     if held_back and state != "running":
@@ -76,7 +79,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
-        "status": state or ("active" if live else "new"),
+        "status": state or ("active" if live or pushed_waiting else "new"),
         "up_to_date": not lag,
         "freshness": _freshness(live, lag),
         "last_step": str(activity) if activity and state in ("running", "stopped") else None,
@@ -86,7 +89,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "schedule": spec.schedule,
         "source": source,
         "source_is_released": waiting is not None and waiting.is_empty,
-        "pushed_waiting": count_waiting(run, live.pushed if live else 0),
+        "pushed_waiting": pushed_waiting,
         "pushed_overruling": sum(
             len(entry.overruled) for name, entry in files.items() if not is_pushed(run, name)
         ),
@@ -113,9 +116,9 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
 
 
 def list_status(home: Path, only: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """A row for each pipeline, or for `only` some, by name: `pipeline_status` of those whose files are right, `id`,
-    `pipeline`, `status` and `problem` of broken ones, and of archived ones what is live: those whose
-    file is gone and whose releases are still searched.
+    """A row for each pipeline, or for `only` some, by name: `pipeline_status` of those whose files
+    are right; of the others what is live, with the `problem` of a broken file. They are archived if
+    their file is gone, and active if they never had one, since they were deployed here.
 
     `states` are the words of FILTERS that hold for it, without "all".
     """
@@ -128,11 +131,14 @@ def list_status(home: Path, only: Collection[str] | None = None) -> list[dict[st
     for path, error in broken.items():
         if path.stem not in names:
             continue
-        row = {"id": ids.get(path.stem), "pipeline": path.stem, "status": "broken"}
-        rows.append(row | {"problem": str(error)})
+        row = {"id": ids.get(path.stem), "pipeline": path.stem, **_live(warehouse, path.stem)}
+        rows.append(row | {"status": "broken", "problem": str(error)})
     for name in names - {row["pipeline"] for row in rows}:
-        if archived := _archived(warehouse, name, ids.get(name)):
-            rows.append(archived)
+        if live := _live(warehouse, name):
+            was_deployed = warehouse.pipeline(name).received.exists()
+            words = {"status": "active", "source": RECEIVED} if was_deployed else {}
+            row = {"id": ids.get(name), "pipeline": name, "status": "archived"}
+            rows.append(row | live | words)
     return sorted(
         ({**row, "states": states_of(row)} for row in rows), key=lambda row: str(row["pipeline"])
     )
@@ -141,7 +147,8 @@ def list_status(home: Path, only: Collection[str] | None = None) -> list[dict[st
 def states_of(row: dict[str, Any]) -> list[str]:
     """The words of FILTERS that hold for a row of `pipeline_status`."""
     status, is_archived = row["status"], row["status"] == "archived"
-    is_active = row.get("live_release") is not None and not is_archived
+    is_searched = row.get("live_release") is not None or bool(row.get("pushed_waiting"))
+    is_active = is_searched and not is_archived
     holds = {
         "active": is_active,
         "building": status in BUILDING,
@@ -170,20 +177,17 @@ def _duplicates(run: Run) -> dict[str, Any] | None:
     return {**counts, "table": str(run.folder.duplicates)}
 
 
-def _archived(warehouse: Warehouse, name: str, number: int | None) -> dict[str, Any] | None:
-    """A pipeline without a file; None if nothing of it is live."""
+def _live(warehouse: Warehouse, name: str) -> dict[str, Any]:
+    """What is live of a pipeline whose file is gone or broken; empty if nothing is."""
     folder = warehouse.pipeline(name)
     try:
         releases = read_releases(folder)
     except StoreError:
-        return None
+        return {}
     live = releases.get(releases.live)
     if live is None:
-        return None
+        return {}
     return {
-        "id": number,
-        "pipeline": name,
-        "status": "archived",
         "model": title_of(live.spec.model),
         "live_release": live.number,
         "released_at": live.released_at.isoformat(timespec="seconds"),

@@ -115,6 +115,48 @@ def test_what_was_forgotten_does_not_come_back_unsaid(home: Path, pusher: Pusher
     pusher.put([{"id": "b", "text": "x"}])
 
 
+def test_what_is_forgotten_while_it_is_embedded_is_not_written(home: Path) -> None:
+    run = run_of(home, "p")
+
+    class Slow(Recording):
+        def embed(self, *arguments: Any, **options: Any) -> Any:
+            with run.folder.lock("run"), pushed_log(run.warehouse, "p").hold(is_alone=True):
+                forgotten = forgotten_by(run).with_more({"id": ["a"]})
+                write_forgotten(run.warehouse.forgotten / "p.json", forgotten)
+            return super().embed(*arguments, **options)
+
+    pusher = Pusher(run.spec, Warehouse(home), Slow(hashing(dimensions=16)))
+    with pytest.raises(DocumentError, match="forgotten for good"):
+        pusher.put([{"id": "a", "text": "x"}])
+    assert words(home) == {}
+
+
+def test_a_run_erases_what_another_machine_pushed_while_it_was_forgotten(
+    home: Path, pusher: Pusher
+) -> None:
+    pusher.put([{"id": "a", "text": "a secret"}, {"id": "b", "text": "x"}])
+    path = Warehouse(home).forgotten / "p.json"
+    write_forgotten(path, forgotten_by(run_of(home, "p")).with_more({"id": ["a"]}))
+    run_steps(home, "p")
+    assert {*words(home)} == {"b"}
+    folder = Warehouse(home).pushed / "p"
+    assert b"a secret" not in b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"id": 1, "text": "x", "price": float("nan")}, r"documents\[1\].price is nan"),
+        ({"id": 1, "text": "x", "at": {"b": [0, float("-inf")]}}, r"\[1\].at.b\[1\] is -inf"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_with_their_place(
+    pusher: Pusher, document: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DocumentError, match=words):
+        pusher.put([{"id": 0, "text": "x"}, document])
+
+
 def test_nothing_is_written_where_the_model_fails(home: Path) -> None:
     class Broken(Recording):
         def embed(self, *_: Any, **__: Any) -> Any:
@@ -158,7 +200,7 @@ def test_a_file_that_has_changed_since_the_release_is_run_first(home: Path, push
     path = home / "pipelines" / "p.yaml"
     path.write_text(path.read_text().replace("price: float", "price: string"))
     later = Pusher(run_of(home, "p").spec, Warehouse(home))
-    with pytest.raises(DocumentError, match=r"as release 1 has it\. Run the pipeline first"):
+    with pytest.raises(DocumentError, match=r"Release 1 of 'p' is of another pipeline file. Run"):
         later.put([{"id": "a", "text": "x", "price": "dear"}])
     run_steps(home, "p")
     with Pusher(run_of(home, "p").spec, Warehouse(home)) as later:

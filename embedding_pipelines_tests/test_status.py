@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import live_release, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.status import list_status, pipeline_status
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.steps.sentences import sentence
@@ -203,3 +205,19 @@ def test_a_copy_of_a_file_that_the_model_reads_is_the_same_model(home: Path) -> 
     run_steps(home, "p")
     assert live_release(Warehouse(home).pipeline("p")).spec.model != find_pipeline("p", home).model
     assert status(home)["live_model"] is None
+
+
+def test_what_was_pushed_is_searched_before_a_release_and_forgotten_without_a_trace(
+    home: Path,
+) -> None:
+    write_pipeline(home, "p", "source: {kind: push}\nmodel: hashing\npartitions: 2\n" + UNMEASURED)
+    assert status(home)["source"] == "a run has to read what the source holds"
+    with Pusher(run_of(home, "p").spec, Warehouse(home)) as pusher:
+        pusher.put([{"id": name, "text": f"text {name}"} for name in "abc"])
+    (row,) = list_status(home)
+    assert (row["status"], row["states"], row["pushed_waiting"]) == ("active", ["active"], 3)
+    run_steps(home, "p")
+    forget(run_of(home, "p"), ["a"], [])
+    row = status(home)
+    assert (row["live_rows"], row["pushed_waiting"]) == (2, 0)
+    assert row["source"] == "a run has to read what the source holds"  # nothing was pushed

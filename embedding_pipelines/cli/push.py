@@ -56,20 +56,21 @@ def push(
     spec = load_spec(name)
     with Pusher(spec, open_warehouse()) as pusher:
         if file is not None:
-            count = chunks = 0
-            for lines in _batches(file):
-                try:
-                    receipt = pusher.put([document for _, document in lines])
-                except DocumentError as error:
-                    first, last = lines[0][0], lines[-1][0]
-                    yield Problem(
-                        f"{file}, lines {first:,} to {last:,}, as documents[0] and on: {error} Of "
-                        f"the lines before, {counted(count, 'document')} were taken.",
-                        spec.name,
-                    )
-                    return
-                count, chunks = count + receipt.documents, chunks + receipt.chunks
-                yield Output([asdict(receipt)])
+            count = chunks = last = 0
+            try:
+                for lines in _batches(file):
+                    places = [f"{file}:{number}" for number, _ in lines]
+                    receipt = pusher.put([document for _, document in lines], places.__getitem__)
+                    count, chunks = count + receipt.documents, chunks + receipt.chunks
+                    last = lines[-1][0]
+                    yield Output([asdict(receipt)])
+            except DocumentError as error:
+                before = (
+                    f"The {counted(count, 'document')} up to line {last:,} are taken, and may be "
+                    "pushed again."
+                )
+                yield Problem(f"{error}{f' {before}' if count else ''}", spec.name)
+                return
             words = f"{spec.name}: pushed {counted(count, 'document')}, {counted(chunks, 'chunk')}"
             yield Output([], partial(say, words))
         for verb, ids, done in (

@@ -13,6 +13,7 @@ from embedding_pipelines.steps.sentences import sentence
 from embedding_pipelines.telemetry import FIELDS, common_fields, past_span, set_up, span
 
 log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())  # these are for machines: people read what a progress says
 
 
 class Noted:

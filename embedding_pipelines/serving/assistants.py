@@ -132,7 +132,8 @@ def assistants_server(server: Server) -> "MCPServer":
 
 
 def _brief(status: dict[str, Any]) -> dict[str, Any]:
-    names = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
+    names = ("id", "pipeline", "status", "documents", "pushed_waiting", "live_release")
+    names = (*names, "released_at", "model")
     return _plain({name: status.get(name) for name in names})
 
 

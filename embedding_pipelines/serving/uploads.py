@@ -27,7 +27,6 @@ from embedding_pipelines.spec.pipeline import NAME
 from embedding_pipelines.storage.warehouse import Warehouse
 
 FOLDER = "uploads"  # below the warehouse
-RECEIVED = "received.json"  # beside a pipeline: what deployments have created here
 BUNDLE = "bundle.tar"
 ID = re.compile(r"[0-9a-f]{32}")
 MAX_PART_BYTES = 8 << 20
@@ -169,10 +168,10 @@ class Uploads:
         )
         folder = self.warehouse.pipeline(upload.pipeline)
         first: dict[str, Any] = {"before": imported.before, "releases": [], "files": []}
-        record = read_json(folder.folder / RECEIVED) or first
+        record = read_json(folder.received) or first
         record["releases"] = [*record["releases"], imported.release]
         record["files"] = sorted({*record["files"], *imported.files})
-        write_json(folder.folder / RECEIVED, record)
+        write_json(folder.received, record)
         return imported
 
     def take_back(self, pipeline: str) -> list[str]:
@@ -180,7 +179,7 @@ class Uploads:
         the first deployment is live again. Raises NotFound if nothing was received."""
         folder = self.warehouse.pipeline(pipeline)
         is_name = NAME.fullmatch(pipeline) is not None
-        record = read_json(folder.folder / RECEIVED) if is_name else None
+        record = read_json(folder.received) if is_name else None
         if record is None:
             raise NotFound(f"Nothing was deployed here as {pipeline[:80]!r}.")
         with (
@@ -196,7 +195,7 @@ class Uploads:
                     removed.append(f"file {name}")
                     _remove_empty(path.parent, self.warehouse.home)
             if not is_empty:
-                (folder.folder / RECEIVED).unlink()
+                folder.received.unlink()
         if is_empty:  # the record goes with the rest of it
             delete_pipeline(self.warehouse.home, pipeline, keep_file=True)
             removed.append(f"folder and tables of {pipeline}")

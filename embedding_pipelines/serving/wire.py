@@ -393,6 +393,9 @@ class PipelineReply(BaseModel):
     up_to_date: bool | None = Field(
         None, description="Whether the live release says what is there."
     )
+    pushed_waiting: int | None = Field(
+        None, description="Documents pushed or deleted that no release holds; searches see them."
+    )
     freshness: str | None = None
     source: str | None = Field(None, description="What of it is not in the newest release.")
     source_is_released: bool | None = None

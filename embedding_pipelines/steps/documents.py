@@ -243,6 +243,7 @@ def write_documents(run: Run) -> StepReport:
         is_only_source = isinstance(run.spec.source, Push)
         log = pushed_log(run.warehouse, run.spec.name)
         log.delete_drafts()
+        _erase_forgotten(run, log)
         log.merge(_settled(run), is_only_source)
     source_files, unchanged, report = _compare(run)
     if report is not None:
@@ -512,6 +513,14 @@ def _pushed_statistics(
 def _duplicate_statistics(run: Run) -> dict[str, int]:
     groups = read_duplicates(run.folder.duplicates)
     return {"same_images": groups.images("same"), "alike_images": groups.images("alike")}
+
+
+def _erase_forgotten(run: Run, log: PushedLog) -> None:
+    """Another machine may have pushed a document while this one forgot it."""
+    if forgotten := forgotten_by(run):
+        ids = [name for name in log.words() if forgotten.has("id", name)]
+        if ids:
+            log.erase(ids)
 
 
 def forgotten_by(run: Run) -> Forgotten:

@@ -61,6 +61,8 @@ class Pending:
             return f"the newest table is held back by {', '.join(self.held_back_by)}"
         if self.step == "output":
             return "the live release is not delivered to `output` yet"
+        if self.step == "documents":
+            return "a run has to read what the source holds"
         if self.step:
             return f"what was read is not released: {self.step!r} has not taken it in"
         return f"no {self.unit} has changed"
@@ -81,9 +83,12 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
             tuple(name for name in names if not is_pushed(run, name)) for names in difference
         )
         is_log = any(is_pushed(run, name) for names in difference for name in names)
-        # One at least: a run that ended early may have read what its merging put in their place.
-        pushed = max(count_waiting(run, absorbed(run)), 1) if is_log else 0
-        return Pending(new, changed, deleted, pushed, unit=unit)
+        newest = read_releases(run.folder).newest
+        read_up_to = absorbed(run) or (newest.pushed if newest else 0)
+        pushed = count_waiting(run, read_up_to) if is_log else 0
+        # Segments may have been merged, or a document erased from them: there is no new word.
+        step = "" if new or changed or deleted or pushed else "documents"
+        return Pending(new, changed, deleted, pushed, step, unit=unit)
     step = _lagging_step(run)
     if step == "release":
         record = current_checks(run)

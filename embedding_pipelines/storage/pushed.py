@@ -12,7 +12,9 @@ The log lies beside the pipelines' folders, for it outlives what runs make, and 
 keeps the pipeline's file keeps it, too.
 """
 
+import contextlib
 import errno
+import fcntl
 import json
 import re
 import time
@@ -175,6 +177,16 @@ class PushedLog:
             if self._create(Segment(number, number), b"".join(lines)):
                 return number
             number = max(number, self.last())
+
+    @contextlib.contextmanager
+    def hold(self, is_alone: bool = False) -> Iterator[None]:
+        """Keep writers out who are alone, while the body runs; `is_alone`: all others. So whoever
+        erases has seen what was appended before, and whoever appends sees what is forgotten. It is
+        for the processes of one machine."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.folder.with_name(f"{self.folder.name}.lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+            yield
 
     def require(self, number: int) -> None:
         """Raise StoreError if the log ends before a number that it once gave."""

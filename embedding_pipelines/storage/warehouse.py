@@ -312,6 +312,7 @@ class PipelineFolder:
         self.releases = folder / "releases.json"
         self.releases_copy = folder / "releases.copy.json"  # for when the first is damaged
         self.deployments = folder / "deployments.json"
+        self.received = folder / "received.json"  # what deployments have created here
         self.last_run = folder / "last_run.json"
         self.output = folder / "output.json"  # what was last written to the pipeline's `output`
         self.activity = folder / "activity.json"  # the step at work, or how the last one ended

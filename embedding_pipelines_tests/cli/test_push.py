@@ -59,6 +59,10 @@ def test_a_wrong_line_is_named(command: Command, tmp_path: Path) -> None:
     path = write(tmp_path, *documents(1), '{"id": "a"}')
     said = command("push", "notes", path)
     assert said.code == 1
-    assert "lines 1 to 2" in said.err
-    assert "documents[1] (id 'a'): its text is empty" in said.err
+    assert f"{path}:2 (id 'a'): its text is empty" in said.err
+    path = write(tmp_path, *documents(1_000), "", '{"id": "a", "text": NaN}')
+    said = command("push", "notes", path)
+    assert said.code == 1
+    assert f"{path}:1002.text is nan" in said.err
+    assert "The 1,000 documents up to line 1,000 are taken" in said.err
     assert "name a file of documents" in command("push", "notes").err

@@ -80,6 +80,9 @@ def test_parts_may_come_twice_and_have_to_follow_each_other(
     assert read_releases(Warehouse(there).pipeline("things")).live == 1
     assert put(client, id, len(bundle), b"x") == 409
     assert client.post(f"{PATH}/{id}/prove").status_code == 409
+    row = client.get("/api/embedding-pipelines/things").json()
+    assert (row["status"], row["states"], row["live_release"]) == ("active", ["active"], 1)
+    assert row["source"] == "a bundle that was deployed here"
     # Neither its file nor its shards: nobody runs a pipeline here because it is served here.
     assert not (there / "pipelines").exists()
     removed = client.delete(f"{PATH}/things").json()["removed"]

@@ -129,11 +129,12 @@ def test_a_list_is_narrowed_by_the_words_of_the_contract(
 ) -> None:
     home = server.home
     write_csv(home, "a.csv", [(1, "red fox", "animal"), (2, "blue whale", "animal")])
-    for name in ("gone", "live"):
+    for name in ("gone", "live", "edited"):
         write_pipeline(home, name, HASHING.replace("*.csv", "a.csv"))
         run_steps(home, name)
     (home / "pipelines" / "gone.yaml").unlink()
-    write_pipeline(home, "broken", "source: {kind: csv}\n")
+    for name in ("broken", "edited"):
+        write_pipeline(home, name, "source: {kind: csv}\n")
     add(client)
 
     def named(word: str) -> list[str]:
@@ -141,9 +142,11 @@ def test_a_list_is_narrowed_by_the_words_of_the_contract(
         assert reply.status_code == 200
         return [each["pipeline"] for each in reply.json()["pipelines"]]
 
-    assert named("all") == ["broken", "gone", "live", "texts"]
-    assert named("active") == ["live"]
-    assert named("failed") == ["broken"]
+    assert named("all") == ["broken", "edited", "gone", "live", "texts"]
+    assert named("active") == ["edited", "live"]  # whose release is searched
+    assert named("failed") == ["broken", "edited"]
+    edited = client.get(f"{PATH}/edited").json()
+    assert (edited["status"], edited["live_release"], edited["live_rows"]) == ("broken", 1, 2)
     assert named("archived") == ["gone"]
     assert named("deployed") == named("building") == []
     deployment = Deployment(
@@ -156,7 +159,7 @@ def test_a_list_is_narrowed_by_the_words_of_the_contract(
     )
     write_deployment(server.warehouse.pipeline("live"), deployment)
     assert named("deployed") == ["live"]
-    assert len(client.get(PATH).json()["pipelines"]) == 4  # all, if nobody says a word
+    assert len(client.get(PATH).json()["pipelines"]) == 5  # all, if nobody says a word
     assert client.get(f"{PATH}/gone").json()["status"] == "archived"
     assert client.post(f"{PATH}/gone/run").status_code == 404  # there is no file to run by
     reply = client.get(PATH, params={"filter": "activ"})
