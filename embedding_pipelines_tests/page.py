@@ -43,6 +43,7 @@ NEVER_ENDS = (
     # And what needs a server, which embedding_pipelines_tests/serving/test_contract.py types.
     *({"embedding-pipelines", verb} for verb in ("--server", "deploy", "undeploy")),
 )
+CLIENT = "EmbeddingPipelines("  # in a program that needs a server, which test_contract.py runs
 INSTALLS = {"pip", "git"}  # scripts/try_extras.py tries what pip installs
 
 
@@ -151,6 +152,7 @@ def run_section(blocks: Sequence[Block], home: Path, after_example: str) -> list
 
     `after_example` is a command that follows each `embedding-pipelines example`.
     """
+    blocks = [block for block in blocks if CLIENT not in block.text]
     steps = [step for step in steps_of(blocks, home) if is_run(step.command)]
     mark, script = "--- a step ended with", [": of the page"]
     for step in steps:

@@ -1,7 +1,9 @@
 """The command `serve`: the HTTP API of a home folder."""
 
 import contextlib
+import io
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -85,10 +87,13 @@ def serve(
             f"--host {host}: without a key the server listens on loopback only. Set "
             f"${KEY_VARIABLE}, or use 127.0.0.1."
         )
+    # With --json stdout is for the object in the end.
+    messages = sys.stderr if isinstance(sys.stdout, io.StringIO) else sys.stdout
     anybody = f" Without ${KEY_VARIABLE} it needs no key, and listens on loopback only."
 
     def say_ready(address: str) -> None:
-        print(f"Ready on {address} (docs: {address}/docs).{anybody if keys.is_open else ''}")
+        words = f"Ready on {address} (docs: {address}/docs).{anybody if keys.is_open else ''}"
+        print(words, file=messages, flush=True)
 
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()

@@ -77,7 +77,7 @@ def create_app(server: Server) -> FastAPI:
         title="embedding-pipelines",
         version=__version__,
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,  # `routes/page.py` has it, from this server alone
         redoc_url=None,
         responses={
             status: {"model": ErrorBody, "description": text}

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from embedding_pipelines import __version__
@@ -46,7 +46,16 @@ def assistants_server(server: Server) -> "MCPServer":
         finally:
             await server.close()
 
-    tools: MCPServer = need("mcp.server", "assistants").MCPServer(
+    class Tools(need("mcp.server", "assistants").MCPServer):  # type: ignore[misc]
+        async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+            try:
+                return await super().call_tool(name, arguments, context)
+            except tool_error as error:
+                if isinstance(error.__cause__, ValidationError):
+                    raise tool_error(_faults(name, error.__cause__)) from error
+                raise
+
+    tools: MCPServer = Tools(
         "embedding-pipelines",
         instructions=INSTRUCTIONS,
         version=__version__,
@@ -129,6 +138,15 @@ def assistants_server(server: Server) -> "MCPServer":
         return reply.model_dump(mode="json", include={"run_id", "pipeline", "status", "began_at"})
 
     return tools
+
+
+def _faults(tool: str, error: ValidationError) -> str:
+    """What is wrong with a call's arguments, in a sentence."""
+    faults = [
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    return f"{tool} was called with other arguments than it takes: {'; '.join(faults)}."
 
 
 def _brief(status: dict[str, Any]) -> dict[str, Any]:

@@ -407,6 +407,8 @@ def verify(
     try:
         codec = CodecChain.load(own.pipeline(description.pipeline).codecs / release.codec)
         table = release.spec.store.table(own.tables, release.table)
+        if table.leads_elsewhere():
+            raise BundleError(f"The bundle's table names files outside of it. {REFUSED}")
         rows = table.rows(release.version)
     except (CompressionError, StoreError) as error:
         raise BundleError(f"The bundle cannot be used: {error} {REFUSED}") from None

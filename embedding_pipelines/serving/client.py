@@ -251,17 +251,17 @@ class EmbeddingPipelines(_Client):
 
     def search(
         self,
+        pipeline: int | str | None,
         query: str | Sequence[str],
-        pipeline: int | str | None = None,
-        *,
         k: int = 10,
         filter: str | Mapping[str, Any] | None = None,
+        *,
         mode: str | None = None,
     ) -> SearchAnswer | SearchAnswers:
-        """The best chunks for a query, or for each of many. `pipeline`: its number or name; None: the
-        only one. `filter`: a condition such as `price < 9`, or columns with what they are. `mode`:
+        """The best chunks for a query, or for each of many. `pipeline`: its number or name; None:
+        the only one. `filter`: a condition such as `price < 9`, or columns with what they are. `mode`:
         vector, text or hybrid; None: as the pipeline says."""
-        return self._send(search(query, pipeline, k, filter, mode))
+        return self._send(search(pipeline, query, k, filter, mode))
 
     def metrics(self) -> str:
         """What a monitor watches, in Prometheus' text format."""
@@ -377,14 +377,14 @@ class AsyncEmbeddingPipelines(_Client):
 
     async def search(
         self,
+        pipeline: int | str | None,
         query: str | Sequence[str],
-        pipeline: int | str | None = None,
-        *,
         k: int = 10,
         filter: str | Mapping[str, Any] | None = None,
+        *,
         mode: str | None = None,
     ) -> SearchAnswer | SearchAnswers:
-        return await self._send(search(query, pipeline, k, filter, mode))
+        return await self._send(search(pipeline, query, k, filter, mode))
 
     async def metrics(self) -> str:
         return await self._send(Call("GET", "/metrics", _text))
@@ -478,8 +478,8 @@ def embed(
 
 
 def search(
-    query: str | Sequence[str],
     pipeline: int | str | None,
+    query: str | Sequence[str],
     k: int,
     filter: str | Mapping[str, Any] | None,
     mode: str | None,

@@ -13,6 +13,8 @@ from embedding_pipelines.serving.wire import BadRequest, NotFound, Unavailable
 from embedding_pipelines.spec.ids import find_name
 from embedding_pipelines.spec.search import Mode
 
+QUERIES_AT_ONCE = 32  # that are searched in one call
+
 if TYPE_CHECKING:
     from embedding_pipelines.search import SearchResult
 
@@ -89,9 +91,14 @@ async def search_pipeline(
         )
         vectors, space = embedded.vectors, embedded.space
         notes = _notes(embedded.truncated_tokens, embedded.unknown)
-    results = await asyncio.to_thread(
-        searcher.search_embedded, queries, vectors, space, k, filter, mode
-    )
+    results = list["SearchResult"]()
+    for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
+        some = slice(first, first + QUERIES_AT_ONCE)
+        results += await asyncio.to_thread(
+            searcher.search_embedded,
+            *(queries[some], None if vectors is None else vectors[some]),
+            *(space, k, filter, mode),
+        )
     for result in results:
         result.notes.extend(notes)
     return results

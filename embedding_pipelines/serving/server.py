@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.texts import TooLong
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, did_you_mean
+from embedding_pipelines.errors import (
+    ConfigError,
+    EmbeddingPipelinesError,
+    describe_os_error,
+    did_you_mean,
+)
 from embedding_pipelines.files import is_absent
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import InputType, ProviderOptions
@@ -161,7 +166,10 @@ class Server:
         """All pipelines that are served now, by name."""
         async with self._looking:
             if time.monotonic() - self._looked_at > REFRESH_SECONDS:
-                await asyncio.to_thread(self._look)
+                try:
+                    await asyncio.to_thread(self._look)
+                except OSError as error:  # nobody can tell what is there: it is as it was
+                    log.warning("What is served cannot be looked up: %s", describe_os_error(error))
                 await self._close_unused()
                 self._looked_at = time.monotonic()
         return self._served
@@ -280,12 +288,12 @@ class Server:
         for name in sorted(names):
             folder = self.warehouse.pipeline(name)
             paths = [folder.releases, *([files[name]] if name in files else [])]
-            stamps = tuple(map(_stamp, paths))
-            if name in self._served and self._stamps.get(name) == stamps:
-                served[name] = self._served[name]
-                continue
-            self._stamps[name] = stamps
             try:
+                stamps = tuple(map(_stamp, paths))
+                if name in self._served and self._stamps.get(name) == stamps:
+                    served[name] = self._served[name]
+                    continue
+                self._stamps[name] = stamps
                 releases = read_releases(folder)
                 release = releases.get(releases.live)
                 if release is None and name not in files:
@@ -299,6 +307,11 @@ class Server:
                 served[name] = Served(spec, release, self._open(spec.model), receipts)
             except EmbeddingPipelinesError as error:
                 problems[name] = str(error)
+            except OSError as error:  # what cannot be read is not gone
+                problems[name] = describe_os_error(error)
+                self._stamps.pop(name, None)
+                if name in self._served:
+                    served[name] = self._served[name]
         self._served, self.problems = served, problems
         self._drop_old_searchers()
 

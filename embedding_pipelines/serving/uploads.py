@@ -33,7 +33,7 @@ MAX_PART_BYTES = 8 << 20
 MAX_BUNDLE_BYTES = 1 << 40
 SPARE = 2.2  # times its size that a bundle needs on the disk: as it comes, unpacked, and a rest
 MAX_OPEN = 4  # uploads at once
-KEPT_SECONDS = 6 * 3600.0  # that an upload may take
+KEPT_SECONDS = 6 * 3600.0  # that an upload may take, and that its end is on record
 
 Status = Literal["receiving", "proving", "live", "failed"]
 
@@ -68,9 +68,9 @@ class Uploads:
         if not NAME.fullmatch(pipeline):
             raise BadRequest(f"{pipeline[:80]!r} is no name of a pipeline.")
         with self._lock:
-            self._sweep()
+            under_way = self._sweep()
             self.folder.mkdir(parents=True, exist_ok=True)
-            if len(list_names(self.folder)) >= MAX_OPEN:
+            if under_way >= MAX_OPEN:
                 raise Conflict(
                     f"{MAX_OPEN} bundles are being received. Try again when one of them has ended."
                 )
@@ -221,19 +221,21 @@ class Uploads:
             lines.append(f"the switch from release {live} of {pipeline}, which is live again")
         return lines, not kept and not folder.table_state.exists()
 
-    def _sweep(self, pipeline: str | None = None) -> None:
-        """Delete uploads that have ended, or take too long; of a pipeline, all but what is
-        proven."""
+    def _sweep(self, pipeline: str | None = None) -> int:
+        """Delete uploads that nothing has changed for long; of a pipeline, all but what is proven.
+        How many are under way. Whoever sent one that has ended can ask how."""
+        under_way = 0
         for id in list_names(self.folder):
             path = self.folder / id
             record = read_json(path / "upload.json") or {}
-            age = time.time() - path.stat().st_mtime
-            has_ended = record.get("status") != "receiving" and id not in self._proving
-            is_late = age > KEPT_SECONDS or record.get("pipeline") == pipeline
-            if has_ended or (is_late and id not in self._proving):
+            is_late = time.time() - path.stat().st_mtime > KEPT_SECONDS
+            if id not in self._proving and (is_late or record.get("pipeline") == pipeline):
                 shutil.rmtree(path, ignore_errors=True)
+            elif id in self._proving or record.get("status") == "receiving":
+                under_way += 1
         if self.folder.exists() and not list_names(self.folder):
             self.folder.rmdir()
+        return under_way
 
     def _write(self, upload: Upload) -> None:
         write_json(self.folder / upload.id / "upload.json", vars(upload), durable=False)

@@ -6,9 +6,12 @@ KEPT_DAYS; a line that is torn is left out.
 """
 
 import hashlib
+import itertools
+import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,6 +25,7 @@ from embedding_pipelines.files import (
     list_files,
     read_json,
     read_lines,
+    unseal,
     write_json,
     write_lines,
 )
@@ -29,6 +33,8 @@ from embedding_pipelines.files import (
 KEPT_DAYS = 90
 HIGHEST = 3  # rating: as in the graded judgements of TREC, 0 is not relevant at all
 CLICK = 1  # rating that a click stands for
+ID = re.compile(r"(\d{4})(\d\d)(\d\d)-[0-9a-f]{32}(?:-(\d{1,15}))?")
+LINES_AT_BEGIN = 2  # of which the first may end a torn one
 LOCK_SECONDS = 10.0  # for another process, which takes milliseconds
 
 
@@ -75,28 +81,32 @@ class Receipts:
         keeps_text: bool,
     ) -> str:
         """Write a receipt and return its id."""
-        now = datetime.now(UTC)
-        receipt = Receipt(
-            id=f"{now:%Y%m%d}-{uuid.uuid4().hex}",
-            at=now.isoformat(timespec="milliseconds"),
-            release=release,
-            query=query if keeps_text else None,
-            hash=self._hash(query),
-            mode=mode,
-            filter=filter if keeps_text else None,  # which may name somebody, too
-            k=k,
-            documents=list(dict.fromkeys(documents)),
-        )
-        self._append(asdict(receipt))
+        now, hash = datetime.now(UTC), self._hash(query)
+        with self._of_today(now) as path:
+            # Where it begins is part of the id, so that `rate` reads one line.
+            begin = path.stat().st_size if path.exists() else 0
+            receipt = Receipt(
+                id=f"{now:%Y%m%d}-{uuid.uuid4().hex}-{begin}",
+                at=now.isoformat(timespec="milliseconds"),
+                release=release,
+                query=query if keeps_text else None,
+                hash=hash,
+                mode=mode,
+                filter=filter if keeps_text else None,  # which may name somebody, too
+                k=k,
+                documents=list(dict.fromkeys(documents)),
+            )
+            append_line(path, asdict(receipt))
         return receipt.id
 
     def rate(self, receipt: str, document_id: str, rating: int) -> bool:
         """Write what somebody said of a document; False if there is no such receipt, or it did not
         show the document, which may have been forgotten since."""
-        receipts = self._of_day(receipt.partition("-")[0])
-        if all(receipt != each.id or document_id not in each.documents for each in receipts):
+        shown = self._find(receipt)
+        if shown is None or document_id not in shown.documents:
             return False
-        self._append(asdict(Rating(receipt, document_id, rating)))
+        with self._of_today(datetime.now(UTC)) as path:
+            append_line(path, asdict(Rating(receipt, document_id, rating)))
         return True
 
     def read(self) -> tuple[list[Receipt], list[Rating]]:
@@ -144,21 +154,41 @@ class Receipts:
                 for path in self._files():
                     delete(path)
 
-    def _append(self, line: dict[str, Any]) -> None:
-        today = datetime.now(UTC).date()
+    @contextmanager
+    def _of_today(self, now: datetime) -> Iterator[Path]:
+        """The file of a day, to append to. `forget` replaces it, so the lock is held."""
+        today = now.date()
         path = self.folder / f"{today}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():  # `forget` replaces the file
+        with self._lock():
             if not path.exists():
                 for old in self._files():
                     if date.fromisoformat(old.stem) < today - timedelta(days=KEPT_DAYS):
                         delete(old)
-            append_line(path, line)
+            yield path
 
-    def _of_day(self, day: str) -> Iterator[Receipt]:
-        path = self.folder / f"{day[:4]}-{day[4:6]}-{day[6:]}.jsonl"
-        if path in self._files():
-            yield from (Receipt(**line) for line in read_lines(path)[0] if "rating" not in line)
+    def _find(self, id: str) -> Receipt | None:
+        """The receipt of an id, from where it says; from anywhere in its day, where lines before it
+        have changed since."""
+        match = ID.fullmatch(id)
+        if match is None:
+            return None
+        year, month, day, begin = match.groups()
+        path = self.folder / f"{year}-{month}-{day}.jsonl"
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            for start in (int(begin), 0) if begin else (0,):
+                file.seek(start)
+                lines = itertools.islice(file, LINES_AT_BEGIN) if start else file
+                for line in lines:
+                    if id.encode() not in line:
+                        continue
+                    with suppress(ValueError):  # torn
+                        value = unseal(line.removesuffix(b"\n"))
+                        if value.get("id") == id:
+                            return Receipt(**value)
+        return None
 
     def _files(self) -> list[Path]:
         return sorted(list_files(self.folder, "????-??-??.jsonl"))

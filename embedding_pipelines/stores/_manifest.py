@@ -5,12 +5,18 @@ Lance's table format, "Manifest": sections, then the message with where they beg
 message begins. A section begins with its length.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 TRANSACTION_SECTION = 21  # the message's field with the place of the transaction
 FRAGMENT, FRAGMENT_ROWS = 2, 4  # fields of the message, and of a fragment
+FRAGMENT_FILES, FRAGMENT_OVERLAYS = (2, 6, 8, 10), 11  # a path is the first field of each file
+PATH = 1
+BASE_PATHS, READER_FEATURES = 18, 9  # fields of the message
+# Deletions, stable row ids, the second format, a configuration, versions without transaction files.
+KNOWN_FEATURES = 1 | 2 | 4 | 8 | 32
 FIXED_BYTES = {1: 8, 5: 4}  # of a value, by the kind of its field
 FOOTER_BYTES = 16
 
@@ -50,6 +56,64 @@ def rows_of_fragments(manifest: Path) -> list[int]:
         for each in fragments
         if isinstance(each, bytes)
     ]
+
+
+def leads_elsewhere(manifest: Path) -> bool:
+    """Whether a version names files outside its table's folder, or what it names cannot be told by
+    this version of the package: base paths, paths that are more than a name, unknown features."""
+    content = manifest.read_bytes()
+    try:
+        (begin,) = struct.unpack("<Q", content[-16:-8])
+        (size,) = struct.unpack("<I", content[begin : begin + 4])
+        message = content[begin + 4 : begin + 4 + size]
+        for field, value in _strict_fields(message):
+            if field == BASE_PATHS or (field == READER_FEATURES and int(value) & ~KNOWN_FEATURES):
+                return True
+            if field == FRAGMENT and not all(map(_is_name, _paths_of_fragment(_bytes(value)))):
+                return True
+    except (struct.error, ValueError, TypeError):
+        return True
+    return False
+
+
+def _paths_of_fragment(fragment: bytes) -> Iterator[bytes]:
+    for field, value in _strict_fields(fragment):
+        if field in FRAGMENT_FILES:
+            yield from (
+                _bytes(path) for name, path in _strict_fields(_bytes(value)) if name == PATH
+            )
+        elif field == FRAGMENT_OVERLAYS:
+            raise ValueError("files over other files are none that this package writes")
+
+
+def _is_name(path: bytes) -> bool:
+    return re.fullmatch(rb"[A-Za-z0-9_-][A-Za-z0-9_.-]*", path) is not None
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError("it is a number")
+    return value
+
+
+def _strict_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """As `_fields`. Raises ValueError for what other readers may take in another way."""
+    at = 0
+    while at < len(message):
+        key, after = _read_varint(message, at)
+        if key & 7 not in (0, 2, *FIXED_BYTES) or after - at > 10:
+            raise ValueError("a field is of a kind that is not written any more")
+        if key & 7 == 2:
+            size, after = _read_varint(message, after)
+            after += size
+        elif key & 7 == 0:
+            _, after = _read_varint(message, after)
+        else:
+            after += FIXED_BYTES[key & 7]
+        if after > len(message):
+            raise ValueError("a field ends behind its message")
+        yield from _fields(message[at:after])
+        at = after
 
 
 def varint(number: int) -> bytes:

@@ -77,6 +77,11 @@ class Table(ABC):
         what is not. `most_bytes`: compare a part of them, chosen by chance."""
 
     @abstractmethod
+    def leads_elsewhere(self) -> bool:
+        """Whether a version of it names files outside its own folder, as one that somebody else has
+        made might."""
+
+    @abstractmethod
     def has_only(self, version: int) -> bool:
         """Whether the disk holds nothing of the table but this version's rows: neither an older one
         nor a row that was deleted."""

@@ -40,7 +40,7 @@ from embedding_pipelines.stores._lance_index import (
     update_text_index,
 )
 from embedding_pipelines.stores._lance_search import Snapshot, open_in_memory, open_snapshot
-from embedding_pipelines.stores._manifest import named_by, varint
+from embedding_pipelines.stores._manifest import leads_elsewhere, named_by, varint
 from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Store, Table
 from embedding_pipelines.stores.filters import filter_error, store_filter
 from embedding_pipelines.vectors import Distance
@@ -198,6 +198,9 @@ class LanceTable(Table):
         folder, is_read = self.folder_of_files, self._reader(version)
         name = damaged_file(state, self._checksums, folder, is_read, most_bytes)
         return name and f"{folder / name} is lost or damaged"
+
+    def leads_elsewhere(self) -> bool:
+        return any(map(leads_elsewhere, self.folder_of_files.rglob(f"*{MANIFEST}")))
 
     def withdraw(self, version: int | None) -> None:
         manifests = self._manifests()

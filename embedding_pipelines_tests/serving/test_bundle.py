@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from embedding_pipelines.serving.bundle import GOLDEN, HOME, SBOM, opened, write
 from embedding_pipelines.serving.imports import import_bundle
 from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.stores._manifest import leads_elsewhere
 from embedding_pipelines_tests.chain import run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import UNMEASURED
 
@@ -314,6 +316,22 @@ def test_records_of_wrong_types_or_other_places(
     )
     reseal(copy)
     refused(there, copy)
+
+
+def test_a_table_that_names_files_elsewhere(copy: Path, there: Path) -> None:
+    """A base path, which Lance would follow."""
+    (manifest,) = (copy / HOME / "data/warehouse/tables").rglob("*.manifest")
+    content = manifest.read_bytes()
+    assert not leads_elsewhere(manifest)
+    (begin,) = struct.unpack("<Q", content[-16:-8])
+    (size,) = struct.unpack("<I", content[begin : begin + 4])
+    path = b"\x22" + bytes([len(b"/etc")]) + b"/etc"  # BasePath.path
+    message = content[begin + 4 : begin + 4 + size] + b"\x92\x01" + bytes([len(path)]) + path
+    head = content[:begin] + struct.pack("<I", len(message)) + message
+    manifest.write_bytes(head + content[-16:])
+    assert leads_elsewhere(manifest)
+    reseal(copy)
+    refused(there, copy, "names files outside of it")
 
 
 def test_json_that_is_nested_too_deep(copy: Path, there: Path) -> None:

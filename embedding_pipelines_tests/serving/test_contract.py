@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from embedding_pipelines.files import write_json
 from embedding_pipelines_tests.buckets import TestBucket, new_bucket
 from embedding_pipelines_tests.chain import write_csv
 from embedding_pipelines_tests.commands import EXECUTABLE, check_envelope
+from embedding_pipelines_tests.page import CLIENT, ROOT, blocks_of, steps_of
 from embedding_pipelines_tests.providers.test_hf_models import bert_tokenizer, network
 from embedding_pipelines_tests.serving.processes import serving
 
@@ -294,6 +296,22 @@ def test_statuses_and_bodies_of_errors(place: Place) -> None:
         assert response.status_code == status
         assert list(response.json()) == ["error"]
         assert words in response.json()["error"]
+
+
+def test_the_client_of_the_readme(place: Place) -> None:
+    """It says what it prints, but for the model, which is not on every machine."""
+    page = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    (block,) = [each for each in page if CLIENT in each.text]
+    (step,) = steps_of([block], place.home)
+    place.write("notes.csv", "text\nA cat sleeps.\nThe court ruled.\n")
+    program = block.text.replace(
+        'api_key=os.environ["EMBEDDING_API_KEY"]', f'"{KEY}", "{place.server}"'
+    )
+    program = program.replace("minilm", "hashing")
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.splitlines() == step.expected, run.stderr
 
 
 def test_the_config_format(place: Place) -> None:

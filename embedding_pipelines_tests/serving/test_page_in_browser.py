@@ -231,3 +231,18 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser, home: Path) ->
         page.reload()
         page.wait_for_selector("#hits > li")
         assert "secret" not in page.url
+
+
+def test_the_description_of_the_api_asks_no_other_host(browser: Browser, address: str) -> None:
+    context = browser.new_context()
+    asked = list[str]()
+    context.on("request", lambda request: asked.append(request.url))
+    page = context.new_page()
+    problems = list[str]()
+    page.on("console", lambda each: problems.append(each.text) if each.type == "error" else None)
+    page.goto(f"{address}/docs")
+    page.locator(".opblock-summary-path", has_text="/search").first.click()
+    page.get_by_text("The best chunks for a query.").first.wait_for()
+    context.close()
+    assert all(url.startswith((address, "data:")) for url in asked), asked
+    assert problems == []

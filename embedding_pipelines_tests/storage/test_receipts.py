@@ -25,6 +25,18 @@ def test_what_is_written_is_read_back_in_order(tmp_path: Path) -> None:
     assert (rating.receipt, rating.document_id, rating.rating) == (names[1], "2", 3)
 
 
+def test_a_rating_reads_one_line(tmp_path: Path) -> None:
+    receipts = Receipts(tmp_path)
+    names = [add(receipts, f"query {number}") for number in range(3)]
+    (path,) = receipts._files()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"x" * len(lines[1][:-1]) + b"\n" + lines[2])
+    assert receipts.rate(names[2], "1", 1)
+    assert not receipts.rate(names[1], "1", 1)  # damaged
+    path.write_bytes(lines[0] + lines[1][:-9])
+    assert receipts.rate(add(receipts), "1", 1)  # behind a torn line
+
+
 def test_a_hash_tells_equal_queries_and_nothing_else(tmp_path: Path) -> None:
     receipts = Receipts(tmp_path)
     for query in ("red fox", "red fox", "blue whale"):
@@ -57,6 +69,9 @@ def test_a_forgotten_document_is_in_no_receipt(tmp_path: Path) -> None:
     assert read[0].documents == ["2"]
     assert [rating.document_id for rating in ratings] == ["2"]
     assert not receipts.rate(name, "1", 1)  # its id does not come back
+    later = add(receipts)
+    assert receipts.forget({"2"}.__contains__) == 3  # so that it begins elsewhere
+    assert receipts.rate(later, "1", 1)
     assert Receipts(tmp_path / "none").forget({"1"}.__contains__) == 0
 
 

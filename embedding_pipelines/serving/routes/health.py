@@ -1,11 +1,14 @@
 """Whether the server lives, and whether it takes requests. Nobody needs a key for it."""
 
 from fastapi import APIRouter, Request, Response
+from fastapi.security import HTTPBearer
 
+from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.server import Server
-from embedding_pipelines.serving.wire import Health
+from embedding_pipelines.serving.wire import Health, ServingError
 
 router = APIRouter(tags=["health"])
+bearer, reader = HTTPBearer(auto_error=False), allow("read")
 
 
 @router.get("/health")
@@ -16,9 +19,15 @@ async def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Health, "description": "Send requests elsewhere"}})
 async def ready(request: Request, response: Response) -> Health:
-    """Models are loaded, and the process is not about to end."""
+    """Models are loaded, and the process is not about to end. What is wrong with a pipeline is said
+    to whoever has a key."""
     server: Server = request.app.state.server
     if server.is_ready:
-        return Health(status="ok", problems=server.problems)
+        problems = server.problems
+        try:
+            await reader(request, await bearer(request))
+        except ServingError:
+            problems = {}
+        return Health(status="ok", problems=problems)
     response.status_code = 503
     return Health(status="draining" if server.is_draining else "starting")

@@ -1,7 +1,9 @@
-"""The search page at `/`, for people: it asks the same API as programs do."""
+"""Pages for people: the search page at `/`, which asks the same API as programs do, and the API's
+description at `/docs`. Both load nothing from anywhere else."""
 
+from collections.abc import Mapping
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -21,10 +23,20 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+# Swagger UI writes styles into the page.
+DOCS_HEADERS = {
+    **HEADERS,
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"]
+    + "; style-src 'self' 'unsafe-inline'",
+}
+SWAGGER_FILES = {
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+}
 
 
-def _file(name: str, media_type: str) -> Response:
-    return Response((FOLDER / name).read_bytes(), media_type=media_type, headers=HEADERS)
+def _file(name: str, media_type: str, headers: Mapping[str, str] = HEADERS) -> Response:
+    return Response((FOLDER / name).read_bytes(), media_type=media_type, headers=dict(headers))
 
 
 @router.get("/", include_in_schema=False)
@@ -40,6 +52,24 @@ def style() -> Response:
 @router.get("/page/page.js", include_in_schema=False)
 def script() -> Response:
     return _file("page.js", "text/javascript; charset=utf-8")
+
+
+@router.get("/docs", include_in_schema=False)
+def docs() -> Response:
+    return _file("docs.html", "text/html; charset=utf-8", DOCS_HEADERS)
+
+
+@router.get("/page/docs.js", include_in_schema=False)
+def docs_script() -> Response:
+    return _file("docs.js", "text/javascript; charset=utf-8")
+
+
+@router.get("/page/swagger/{name}", include_in_schema=False)
+def swagger(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> Response:
+    """Swagger UI's own files, out of the package that brings them."""
+    data = (files("fastapi_offline") / "static" / name).read_bytes()
+    headers = {**HEADERS, "Cache-Control": "max-age=86400"}
+    return Response(data, media_type=SWAGGER_FILES[name], headers=headers)
 
 
 @router.get("/page/pipelines", dependencies=reader)

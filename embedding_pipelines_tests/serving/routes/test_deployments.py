@@ -169,6 +169,16 @@ def test_only_so_many_at_once(client: TestClient) -> None:
     assert client.post(PATH, json=body).status_code == 409
 
 
+def test_how_an_upload_has_ended_can_be_asked_when_another_one_begins(client: TestClient) -> None:
+    for _ in range(uploads.MAX_OPEN + 1):
+        id = begin(client, b"x")
+        assert put(client, id, 0, b"x") == 200
+        assert prove(client, id)["status"] == "failed"
+    assert "The archive ends" in client.get(f"{PATH}/{id}").json()["error"]
+    begin(client, b"x")
+    assert "The archive ends" in client.get(f"{PATH}/{id}").json()["error"]
+
+
 def test_old_uploads_make_room(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(uploads.MAX_OPEN):
         begin(client, b"x")

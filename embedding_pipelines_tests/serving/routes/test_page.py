@@ -2,6 +2,7 @@
 it as people do."""
 
 import asyncio
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,26 @@ def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(
     assert "http://" not in reply.text
     assert "https://" not in reply.text
     assert "innerHTML" not in reply.text
+
+
+def test_the_description_of_the_api_is_this_server_s_alone(built_home: Path) -> None:
+    with client_of(built_home, KEY) as client:
+        client.headers.pop("Authorization")
+        page = client.get("/docs")
+        names = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert {
+            "page/docs.js",
+            "page/swagger/swagger-ui-bundle.js",
+            "page/swagger/swagger-ui.css",
+        } < {*names}
+        for name in names:
+            assert name == "data:," or client.get(f"/{name}").status_code == 200, name
+        for text in (page.text, client.get("/page/docs.js").text):
+            assert "//" not in text.replace("// No", "").replace("<!doctype", "")
+        policy = page.headers["content-security-policy"]
+        assert policy.startswith("default-src 'self'; img-src data:;")
+        assert "http" not in policy
+        assert client.get("/page/swagger/nothing.js").status_code == 400
 
 
 def test_its_data_need_a_key(built_home: Path) -> None:
