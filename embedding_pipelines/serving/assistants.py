@@ -150,8 +150,8 @@ def _faults(tool: str, error: ValidationError) -> str:
 
 
 def _brief(status: dict[str, Any]) -> dict[str, Any]:
-    names = ("id", "pipeline", "status", "documents", "pushed_waiting", "live_release")
-    names = (*names, "released_at", "model")
+    names = ["id", "pipeline", "status", "documents", "pushed_waiting", "live_release"]
+    names += ["released_at", "model"]
     return _plain({name: status.get(name) for name in names})
 
 

@@ -94,10 +94,9 @@ async def search_pipeline(
     results = list["SearchResult"]()
     for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
         some = slice(first, first + QUERIES_AT_ONCE)
+        given = None if vectors is None else vectors[some]
         results += await asyncio.to_thread(
-            searcher.search_embedded,
-            *(queries[some], None if vectors is None else vectors[some]),
-            *(space, k, filter, mode),
+            searcher.search_embedded, queries[some], given, space, k, filter, mode
         )
     for result in results:
         result.notes.extend(notes)
