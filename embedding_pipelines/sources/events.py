@@ -68,10 +68,11 @@ class Queue:
                     WaitTimeSeconds=0 if events else 1,  # which asks all of the queue's machines
                 )
                 messages = {each["MessageId"]: each for each in reply.get("Messages", [])}
-                if messages.keys() <= events.keys():
-                    break
-                for key, each in messages.items():
+                is_new = not messages.keys() <= events.keys()
+                for key, each in messages.items():  # only a message's last handle deletes it
                     events[key] = Event(each["ReceiptHandle"], names_of(each["Body"]))
+                if not is_new:
+                    break
         return list(events.values())
 
     def delete(self, events: Sequence[Event]) -> None:

@@ -2,11 +2,12 @@
 
     python -m embedding_pipelines_tests.faults.soak 30
 
-A writer changes files every few seconds, and readers search and read the whole table all the while.
-Every answer has to agree, document by document, with what the source held at some moment while the
-answer's release was made; every change has to be in a release before the sensor has looked for the
-third time; in the end the table is the source; and no process grows. Prints figures, and exits with 1
-if anything of this fails.
+A writer changes files every few seconds, a program pushes documents through a real server, and readers
+search and read the whole table all the while. Every answer has to agree, document by document, with
+what the source held at some moment while the answer's release was made; every change has to be in a
+release before the sensor has looked for the third time; what was pushed is in the server's next
+answer, and stays there; in the end the table is the source; and no process grows. Prints figures, and
+exits with 1 if anything of this fails.
 """
 
 import contextlib
@@ -18,8 +19,10 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +36,7 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.dev import REPOSITORY, Ask, runs, serve
 from embedding_pipelines_tests.orchestration.support import environment
+from embedding_pipelines_tests.serving.processes import serving
 
 NAME = "notes"
 PIPELINE = """\
@@ -48,7 +52,8 @@ WRITE_SECONDS = (1.0, 5.0)  # between two changes of the source
 READ_SECONDS = 0.2  # between two searches
 ANSWERS = 10  # of a searcher, before another one is opened
 SAMPLE_SECONDS = 5.0
-PUSHED = "pushed"  # how the ids of documents begin that `upsert` writes, and nobody here judges
+PUSHED = "pushed"  # how the ids of documents begin that come through the server
+DOCUMENTS_PATH = f"/api/embedding-pipelines/{NAME}/documents"
 MOST_TICKS = 2  # of the sensor, between a change and the release that has it
 END_SECONDS = 300.0  # for the last change to be released
 WARM = 0.4  # of the samples, which are left out: what a process loads, it loads by then
@@ -223,6 +228,54 @@ def _end_with_stdin() -> None:
 
 
 @dataclass
+class Upserts:
+    """Puts documents through a server, again with another text, and deletes them; the server's next
+    answer has to show each one that is there, and none that is not."""
+
+    address: str
+    texts: dict[str, str] = field(default_factory=dict)  # by id, as they were put last
+    chance: random.Random = field(default_factory=lambda: random.Random(2))
+    kinds: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of a push
+
+    def __call__(self) -> None:
+        kind = self.chance.choice(["put", "put", "replace", "delete"]) if self.texts else "put"
+        document = f"{PUSHED}{self.kinds.total()}"
+        if kind != "put":
+            document = self.chance.choice(sorted(self.texts))
+        text = f"{' '.join(self.chance.choices(WORDS, k=8))} pushed{self.kinds.total()}"
+        self.kinds[kind] += 1
+        began = time.monotonic()
+        try:
+            if kind == "delete":
+                self._ask(f"{DOCUMENTS_PATH}/delete", ids=[document])
+                del self.texts[document]
+            else:
+                self._ask(DOCUMENTS_PATH, documents=[{"id": document, "text": text}])
+                self.texts[document] = text
+            self.seconds.append(time.monotonic() - began)
+            self.look(f"after a {kind}")
+        except urllib.error.HTTPError as error:
+            words = error.read().decode("utf-8", "replace")
+            self.problems.append(f"a {kind} is answered with {error.code}: {words}")
+
+    def look(self, when: str) -> None:
+        answer = self._ask("/search", pipeline=NAME, query=" ".join(WORDS), k=10_000)
+        shown = {hit["document_id"]: hit["text"] for hit in answer["hits"]}
+        shown = {name: text for name, text in shown.items() if name.startswith(PUSHED)}
+        if shown != self.texts:
+            odd = sorted(dict(shown.items() ^ self.texts.items()))
+            self.problems.append(f"{when}, the server's answer is wrong of {odd}")
+
+    def _ask(self, path: str, **body: Any) -> Any:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.address + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)
+
+
+@dataclass
 class Soak:
     """What was seen, and what was wrong with it."""
 
@@ -242,16 +295,14 @@ class Soak:
                 answer[kind] = {each: text for each, text in texts if not each.startswith(PUSHED)}
             self.answers.append(answer)
 
-    def sample(self, roots: Sequence[int], home: Path) -> None:
-        """Resident memory of some processes and all below them, by kind; and which releases there
+    def sample(self, home: Path) -> None:
+        """Resident memory of this process and all below it, by kind; and which releases there
         are."""
         sums: Counter[str] = Counter()
-        for root in roots:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(root)
-                for each in [process, *process.children(recursive=True)]:
-                    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                        sums[_kind(each.cmdline())] += each.memory_info().rss
+        process = psutil.Process()
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                sums[_kind(each.cmdline())] += each.memory_info().rss
         for kind, size in sums.items():
             self.memory.setdefault(kind, []).append((time.time(), size / 1e6))
         for release in read_releases(Warehouse(home).pipeline(NAME)).releases:
@@ -391,14 +442,13 @@ def _kind(words: Sequence[str]) -> str:
         "grpc": "code servers",
         "webserver": "webserver",
         "daemon": "daemon",
+        " serve ": "server",
         "dagster dev": "dagster dev",
     }
     return next((name for part, name in names.items() if part in line), "others")
 
 
-def soak(minutes: float, home: Path, upsert: Callable[[], None] | None = None) -> Soak:
-    """`upsert` is called after each change of files: a place for documents that come past the source,
-    with ids of PUSHED."""
+def soak(minutes: float, home: Path) -> Soak:
     (home / "pipelines").mkdir(parents=True)
     (home / "pipelines" / f"{NAME}.yaml").write_text(PIPELINE)
     history = History()
@@ -408,11 +458,13 @@ def soak(minutes: float, home: Path, upsert: Callable[[], None] | None = None) -
     folder = str(ensure_instance_folder(home))
     command = [sys.executable, "-m", "embedding_pipelines_tests.faults.soak", "--read", str(home)]
     with (
-        serve(home, ("dagster", "dev"), home / "dev.log", {"DAGSTER_HOME": folder}) as (ask, dev),
+        serve(home, ("dagster", "dev"), home / "dev.log", {"DAGSTER_HOME": folder}) as (ask, _),
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(home)
         ) as reader,
+        contextlib.ExitStack() as server,
     ):
+        upserts: Upserts | None = None
         follower = threading.Thread(target=seen.follow, args=[reader])
         follower.start()
         try:
@@ -421,15 +473,17 @@ def soak(minutes: float, home: Path, upsert: Callable[[], None] | None = None) -
             end, sampled_at, write_at = time.time() + 60 * minutes, 0.0, 0.0
             while time.time() < end:
                 if seen.released_at and time.time() >= write_at:
+                    upserts = upserts or Upserts(server.enter_context(serving(home)))
                     writer.change()
-                    if upsert is not None:
-                        upsert()
+                    upserts()
                     write_at = time.time() + writer.chance.uniform(*WRITE_SECONDS)
                 if time.time() - sampled_at >= SAMPLE_SECONDS:
                     sampled_at = time.time()
-                    seen.sample([dev.pid, reader.pid, psutil.Process().pid], home)
+                    seen.sample(home)
                 time.sleep(0.2)
             _wait_for(seen, writer.state(), reader.pid, home)
+            if upserts is not None:
+                upserts.look("in the end")
         finally:
             assert reader.stdin is not None
             reader.stdin.close()
@@ -437,6 +491,12 @@ def soak(minutes: float, home: Path, upsert: Callable[[], None] | None = None) -
         if reader.wait() != 0:
             seen.problems.append(f"the reader ended with {reader.returncode}")
         seen.figures.append(f"changes of files: {dict(sorted(writer.kinds.items()))}")
+        if upserts is not None:
+            seen.problems += upserts.problems
+            seen.figures.append(
+                f"pushes: {dict(sorted(upserts.kinds.items()))}, {median(upserts.seconds):.2f} s "
+                f"(median), {max(upserts.seconds):.2f} s (at most)"
+            )
         seen.judge(ask, writer.state())
     return seen
 
@@ -449,7 +509,7 @@ def _wait_for(seen: Soak, state: dict[str, str], reader: int, home: Path) -> Non
         if tables and tables[-1] == state:
             break
         time.sleep(1)
-    seen.sample([], home)
+    seen.sample(home)
 
 
 def main(words: Sequence[str]) -> int:

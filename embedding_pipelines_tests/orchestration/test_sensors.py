@@ -34,7 +34,7 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import Budget, PipelineSpec
 from embedding_pipelines.steps.pending import Pending
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.buckets import TestBucket
+from embedding_pipelines_tests.buckets import Exchange, Proxy, TestBucket
 from embedding_pipelines_tests.chain import run_steps
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
@@ -383,6 +383,44 @@ def test_each_change_of_a_bucket_asks_for_one_run(
         cursor = result.cursor
         assert quiet(tick(spec, instance, "source", cursor)) == "no file has changed"
     assert live_rows(home) == 49
+
+
+def test_503s_among_the_requests_of_a_look_hide_no_object_and_invent_no_deletion(
+    home: Path,
+    instance: dg.DagsterInstance,
+    bucket: TestBucket,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = [f"in{number}" for number in range(4)]
+    paths = ", ".join(f"'{bucket.uri}/{folder}/*.jsonl'" for folder in folders)
+    write_pipeline(home, text=NOTES.replace("data/notes/*.jsonl", f"[{paths}]"))
+    spec = find_pipeline("notes", home)
+    for number, folder in enumerate(folders):
+        rows = write_notes(home, "local", range(number * 10, number * 10 + 10))
+        bucket.put(f"{folder}/a.jsonl", rows.read_bytes())
+
+    def slow_down(exchange: Exchange) -> bool:
+        return exchange.answer(503, b"<Error><Code>SlowDown</Code></Error>")
+
+    proxy.fault = lambda exchange: exchange.number % 2 == 0 and slow_down(exchange)
+    first = tick(spec, instance, "source")
+    assert asked(first).tags["why"] == "4 new"
+    assert len(proxy.paths) >= 8  # each folder is listed twice
+    proxy.fault = lambda _: False
+    run_steps(home, "notes")
+    assert quiet(tick(spec, instance, "source", first.cursor)) == "no file has changed"
+    # The third folder is answered with nothing else: what was listed before it counts for nothing.
+    monkeypatch.setattr("embedding_pipelines.objects.RETRIES", 1)
+    monkeypatch.setattr("embedding_pipelines.objects.LONGEST_WAIT_SECONDS", 0.1)
+    bucket.put("in0/b.jsonl", write_notes(home, "local", range(40, 50)).read_bytes())
+    proxy.fault = lambda exchange: "in2" in exchange.path and slow_down(exchange)
+    failed = tick(spec, instance, "source", first.cursor)
+    assert "503" in quiet(failed)
+    assert failed.cursor is None  # as it was
+    proxy.fault = lambda _: False
+    assert asked(tick(spec, instance, "source", first.cursor)).tags["why"] == "1 new"
+    assert live_rows(home) == 40
 
 
 def test_a_damaged_list_of_files_is_a_reason_to_skip(
