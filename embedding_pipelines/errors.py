@@ -75,12 +75,20 @@ class SourceError(EmbeddingPipelinesError):
     columns: Sequence[str] = ()  # those that a file has, where it lacks one
 
 
+class SourceGoneError(SourceError):
+    """An input that was listed is gone: it was renamed or deleted before it was read."""
+
+
 class DocumentError(EmbeddingPipelinesError):
     """A document that a program pushes is none that the pipeline can take."""
 
 
 class BucketError(EmbeddingPipelinesError):
     """A bucket of an object store cannot be opened, listed or read."""
+
+
+class ObjectGoneError(BucketError):
+    """An object that was listed is gone: it was renamed or deleted before it was read."""
 
 
 class ProviderError(EmbeddingPipelinesError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from embedding_pipelines.errors import BucketError
+from embedding_pipelines.errors import BucketError, ObjectGoneError
 from embedding_pipelines.extras import need
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ class Bucket:
                 f"{self.uri(entry.key)}: is replaced again and again while it is read. Write it "
                 "less often, or under a new name each time."
             )
-        raise BucketError(f"{self.uri(entry.key)}: the object is gone. Put it back, or run again.")
+        raise ObjectGoneError(
+            f"{self.uri(entry.key)}: the object is gone. Put it back, or run again."
+        )
 
     def replace(self, key: str, content: bytes) -> str:
         """Write a small object, whatever was there; its ETag without quotes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedding_pipelines.errors import BucketError, SourceError
+from embedding_pipelines.errors import BucketError, ObjectGoneError, SourceError, SourceGoneError
 from embedding_pipelines.files import temporary_folder
 from embedding_pipelines.objects import Bucket, Object, is_uri, open_bucket
 
@@ -128,6 +128,8 @@ def _copy(each: Input, path: Path) -> SourceFile:
         return each
     try:
         now = SourceObject.of(each.bucket, each.bucket.download(each.listed, path))
+    except ObjectGoneError as error:
+        raise SourceGoneError(str(error)) from error
     except BucketError as error:
         raise SourceError(str(error)) from error
     stamp = (*now.stamp, *each.stamp[len(now.stamp) :])
@@ -146,7 +148,9 @@ def explain_errors(file: SourceFile, damage: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise SourceError(f"{file.name}: the file is gone. Put it back, or run again.") from error
+        raise SourceGoneError(
+            f"{file.name}: the file is gone. Put it back, or run again."
+        ) from error
     except PermissionError as error:
         raise SourceError(
             f"{file.name}: permission denied. Let this user read the file."

@@ -12,6 +12,7 @@ stands in their place, one that was deleted is left out, and one that was withdr
 had ever pushed it.
 """
 
+import contextlib
 import itertools
 import json
 from collections import Counter
@@ -25,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.errors import SourceError
+from embedding_pipelines.errors import SourceError, SourceGoneError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
@@ -50,6 +51,7 @@ from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
 from embedding_pipelines.storage.pushed import PushedLog, in_force, pushed_log
 from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
+LISTINGS = 3  # of a source of which something is gone when it is read
 SHOWN_REJECTIONS = 3
 SHOWN_WORDS = 5  # of those that are no value
 REJECTIONS_HELD = 1_000  # in memory, before they go to disk
@@ -228,12 +230,21 @@ def _undisputed(unchanged: dict[str, FileStatistics]) -> dict[str, FileStatistic
 
 
 def write_documents(run: Run) -> StepReport:
-    """Bring all partitions of documents up to date with the source.
+    """Bring all partitions of documents up to date with the source, which is listed again if an
+    input is gone by the time that it is read.
 
     Raises SourceError for files that cannot be read as the pipeline says, and for more
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
     ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
     """
+    for _ in range(LISTINGS - 1):
+        with contextlib.suppress(SourceGoneError):
+            return _write_listed(run)
+    return _write_listed(run)
+
+
+def _write_listed(run: Run) -> StepReport:
+    """As `write_documents`, of one listing. Raises SourceGoneError."""
     read_qrels(run)
     read_pairs(run)
     names, folder = run.spec.partition_names, run.folder

@@ -12,8 +12,10 @@ warehouse in a bucket, and now one, now the other acts; every fifth has no files
 Sequences grow on trees: after the same beginning several acts are tried, each in a copy of the
 homes, so that a beginning is played once. A run without a fault ends each. A sequence that fails is
 tried again with steps left out; what is left of its steps is printed (`--play` repeats it), and the
-exit status is 1. Processes share the work by `--seed`: a tree has a hundred sequences or so, the last
-line counts, and what went wrong is to be played again alone.
+exit status is 1. A tree of four acts has 256 sequences: processes share the work by seeds, and each
+counts in its last line.
+
+    for k in $(seq 0 13); do python -m embedding_pipelines_tests.faults.sequences 768 --seed $((3 * k)) & done
 """
 
 import argparse
@@ -57,7 +59,7 @@ from embedding_pipelines_tests.faults.children import (
     start_again_with_shim,
 )
 from embedding_pipelines_tests.faults.damage import run
-from embedding_pipelines_tests.faults.sweep import search, unnamed
+from embedding_pipelines_tests.faults.sweep import answers, unnamed
 
 FILES_SOURCE = """\
 {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [{metadata}], max_rejected: 50, \
@@ -235,16 +237,12 @@ def see(home: Path) -> Seen:
         change.id: tuple(change.record[name] for name in COLUMNS) if change.record else None
         for change in log.last_changes(log.last())
     }
-    return Seen(releases.live, search(home), rows, vectors, unnamed(home), shown(home), pushed)
-
-
-def shown(home: Path) -> set[str] | None:
-    """The documents of all hits there are; None if nothing can be searched yet."""
-    try:
-        with Searcher(Warehouse(home), "p") as searcher:
-            return {hit.document_id for hit in searcher.search("word", ALL).hits}
-    except ReleaseError:
-        return None
+    found: list[Any] | None = None
+    shown: set[str] | None = None
+    with contextlib.suppress(ReleaseError), Searcher(Warehouse(home), "p") as searcher:
+        found = answers(searcher)
+        shown = {hit.document_id for hit in searcher.search("word", ALL).hits}
+    return Seen(releases.live, found, rows, vectors, unnamed(home), shown, pushed)
 
 
 def push(home: Path, new: Pushed) -> None:

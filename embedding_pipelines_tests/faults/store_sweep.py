@@ -8,7 +8,10 @@ on, or breaks, cuts or withholds the answer. After each: a reader on another mac
 command without a fault, and a comparison with what it comes to without any fault, here and on a
 machine that has nothing. What must not be: a reader that answers with anything but the old or the
 new release, a traceback, a row that differs in the end, a text that the model was sent twice. Each
-is printed with the point that repeats it (`--point`), and the exit status is 1.
+is printed with the point that repeats it (`--point`), and the exit status is 1. Processes share the
+work by seeds, which choose points beside one another; each counts in its last line.
+
+    for k in $(seq 0 13); do python -m embedding_pipelines_tests.faults.store_sweep 72 --seed $k & done
 """
 
 import argparse

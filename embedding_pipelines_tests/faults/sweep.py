@@ -168,9 +168,13 @@ def look(home: Path) -> Look:
 def search(home: Path) -> list[Any] | None:
     try:
         with Searcher(Warehouse(home), "p") as searcher:
-            hits = [searcher.search(query, 8).hits for query in QUERIES]
+            return answers(searcher)
     except ReleaseError:
         return None
+
+
+def answers(searcher: Searcher) -> list[Any]:
+    hits = [searcher.search(query, 8).hits for query in QUERIES]
     ranked = [[(-round(hit.score, 3), hit.chunk_id, hit.text) for hit in each] for each in hits]
     # Which of those that are as near as the last one are shown is chance.
     return [sorted(entry for entry in each if entry[0] < each[-1][0]) for each in ranked]

@@ -14,8 +14,11 @@ import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.files import draft_beside
+from embedding_pipelines.run import Run
+from embedding_pipelines.sources.base import Input
 from embedding_pipelines.steps import documents
 from embedding_pipelines.steps.documents import read_files, write_documents
+from embedding_pipelines_tests.buckets import TestBucket
 from embedding_pipelines_tests.chain import run_of, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 
@@ -51,6 +54,45 @@ def test_rejected_records_of_unchanged_files_are_remembered(home: Path) -> None:
         1,
         1,
     ]
+
+
+@pytest.mark.parametrize("is_in_bucket", [False, True])
+def test_what_is_renamed_after_it_was_listed_is_read_under_its_new_name(
+    home: Path, bucket: TestBucket, monkeypatch: pytest.MonkeyPatch, is_in_bucket: bool
+) -> None:
+    text = HASHING.replace("'data/*.csv'", f"'{bucket.uri}/in/*.csv'") if is_in_bucket else HASHING
+    write_pipeline(home, "p", text)
+    path = write_csv(home, "a.csv", [(1, "one", "x")])
+    bucket.put("in/a.csv", path.read_bytes())
+    listed = documents.inputs_of
+
+    def list_then_rename(run: Run) -> list[Input]:
+        files = listed(run)
+        if is_in_bucket and any(file.name.endswith("a.csv") for file in files):
+            bucket.copy("in/a.csv", "in/b.csv")
+            bucket.delete("in/a.csv")
+        elif path.exists():
+            path.rename(path.with_name("b.csv"))
+        return files
+
+    monkeypatch.setattr(documents, "inputs_of", list_then_rename)
+    run = run_of(home, "p")
+    assert write_documents(run).statistics["documents"] == 1
+    assert [name.rpartition("/")[2] for name in read_files(run)] == ["b.csv"]
+    assert not list(run.folder.documents.folder.glob(".*"))
+
+
+def test_what_is_always_gone_ends_the_step(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pipeline(home, "p", HASHING)
+    path = write_csv(home, "a.csv", [(1, "one", "x")])
+    write_csv(home, "b.csv", [(2, "two", "x")])
+    files = documents.inputs_of(run_of(home, "p"))
+    path.unlink()
+    monkeypatch.setattr(documents, "inputs_of", lambda _: files)
+    with pytest.raises(
+        SourceError, match=r"a\.csv: the file is gone\. Put it back, or run again\."
+    ):
+        write_documents(run_of(home, "p"))
 
 
 def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) -> None:
