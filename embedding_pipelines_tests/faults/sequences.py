@@ -383,9 +383,11 @@ class Sequences:
     ) -> Iterator[tuple[list[Step], list[str]]]:
         for _ in range(dice.choice([0, 1, 1, 2]) if acts else 0):
             name = dice.choices(list(CHANGES), list(CHANGES.values()))[0]
-            name = name if world.has_files else "option"
+            name = name if world.has_files else dice.choice(["option", *PUSHES])
             path = [*path, Step(name, dice.randrange(10**6))]
-            self.take(world, path[-1])
+            if problems := self.take(world, path[-1]):
+                yield path, problems
+                return
         names = dice.choices(list(ACTS), list(ACTS.values()), k=BRANCHES) if acts else ["run"]
         kept = self.home.with_name(f"kept-{acts}")
         if acts:
