@@ -30,14 +30,14 @@ test: .venv/installed ## the whole test suite
 browser: .venv/installed ## the search page in Chromium, which has to be installed
 	$(BIN)/python -m pytest -m browser
 
-faults: .venv/installed ## faults of disk and store, kills, random sequences, damages: five minutes
-	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8
+faults: .venv/installed ## faults of disk and store, kills, random sequences, damages: four minutes
+	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 60 --command 6
 	$(BIN)/python -m embedding_pipelines_tests.faults.store_sweep 10
 	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 40
-	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40
-	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40 --flips
-	$(BIN)/python -m embedding_pipelines_tests.faults.fuzz 500
-	$(BIN)/python -m embedding_pipelines_tests.faults.two_writers 40
+	$(BIN)/python -m embedding_pipelines_tests.faults.damage 30
+	$(BIN)/python -m embedding_pipelines_tests.faults.damage 30 --flips
+	$(BIN)/python -m embedding_pipelines_tests.faults.fuzz 400
+	$(BIN)/python -m embedding_pipelines_tests.faults.two_writers 30
 
 extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"
 	$(BIN)/python scripts/try_extras.py $(TRY)
@@ -80,7 +80,9 @@ clean: ## remove .venv, build products and caches; data/ stays
 	@$(call require_python)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: a few minutes the first time ..."
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '$(EXTRAS)'
+	@$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e '$(EXTRAS)'
+	@# On all cores, which pip does not; some packages hold templates that are no Python.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null || true
 	@$(BIN)/python -c 'import sys; print("Installed for Python", sys.version.split()[0])'
 	@touch $@
 

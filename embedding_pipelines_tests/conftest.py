@@ -55,9 +55,31 @@ def _keep_engines() -> None:
 _keep_engines()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--at-length",
+        action="store_true",
+        help="as many runs, kills and random acts as the README's figures are of",
+    )
+
+
+@pytest.fixture(scope="session")
+def at_length(pytestconfig: pytest.Config) -> bool:
+    """Whether tests that repeat something do it often; a few times are enough for every change."""
+    return bool(pytestconfig.getoption("at_length"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Files side by side are not begun by the number of their tests: the dearest have few."""
     config.option.loadscopereorder = False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A run of one mark's tests imports no file that does not name the mark."""
+    mark = config.option.markexpr
+    if collection_path.suffix != ".py" or mark not in ("alone", "browser", "slow"):
+        return None
+    return f"pytest.mark.{mark}" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,13 +1,12 @@
 """A key is in the environment and on its way to the service, and nowhere else: no file, no output,
 no message.
 
-Whole runs, by the real command where they are slow, against a server that demands the key and repeats it in its
-refusals.
+Whole runs against a server that demands the key and repeats it in its refusals; a good and a bad one by the real
+command, the others in this process.
 """
 
 import dataclasses
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,21 +46,27 @@ POISON = (99, "a tale that the service refuses", "tale")
 class Home:
     """A home folder and all that commands have printed there."""
 
-    def __init__(self, home: Path, state: Path) -> None:
-        self.home, self.state, self.printed = home, state, ""
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, command: Command) -> None:
+        self.home, self.state, self.printed = folder / "home", folder / "state", ""
+        self._patch, self._command = patch, command
+        patch.delenv("DAGSTER_HOME", raising=False)
+        patch.setenv(HOME_VARIABLE, str(self.home))
+        patch.setenv("XDG_STATE_HOME", str(self.state))
+        patch.setenv("MY_KEY", KEY)
 
     def command(self, *arguments: str, code: int = 0, key: str = KEY) -> str:
         """What a command printed; it must have ended with `code`."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER")}
-        environment = {
-            **kept,
-            HOME_VARIABLE: str(self.home),
-            "XDG_STATE_HOME": str(self.state),
-            "MY_KEY": key,
-        }
+        self._patch.setenv("MY_KEY", key)
+        ended = self._command(*arguments)
+        self.printed += ended.out + ended.err
+        assert ended.code == code, ended.err + ended.out
+        return ended.err + ended.out
+
+    def program(self, *arguments: str, code: int = 0) -> str:
+        """The same, in a process of its own."""
+        self._patch.setenv("MY_KEY", KEY)
         ended = subprocess.run(
             [EXECUTABLE, *arguments],
-            env=environment,
             capture_output=True,
             text=True,
             timeout=120,
@@ -97,11 +102,18 @@ def server() -> Iterator[WireServer]:
 
 
 @pytest.fixture
-def at(tmp_path: Path, server: WireServer) -> Home:
-    home = tmp_path / "home"
-    write_pipeline(home, "tales", PIPELINE.format(url=server.url))
-    write_csv(home, "a.csv", ROWS)
-    return Home(home, tmp_path / "state")
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def at(
+    tmp_path: Path, server: WireServer, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> Home:
+    at = Home(tmp_path, monkeypatch, command)
+    write_pipeline(at.home, "tales", PIPELINE.format(url=server.url))
+    write_csv(at.home, "a.csv", ROWS)
+    return at
 
 
 @pytest.mark.slow
@@ -110,7 +122,7 @@ def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(
 ) -> None:
     at.command("plan", key="")
     assert not server.requests
-    at.command("run")
+    at.program("run")
     assert server.headers[-1]["authorization"] == f"Bearer {KEY}"
     at.command("search", "tales", "seven foxes")
     at.command("search", "tales", "seven foxes", "--json")
@@ -119,7 +131,7 @@ def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(
     assert "Incorrect API key provided: ***." in at.command("search", "tales", "hens", code=1)
     write_csv(at.home, "b.csv", [(77, "a tale of one bear", "tale")])
     server.chance = lambda _: Fault("status", 401, f"The key {KEY} has expired.")
-    assert "The key *** has expired. Check the key in MY_KEY" in at.command("run", code=1)
+    assert "The key *** has expired. Check the key in MY_KEY" in at.program("run", code=1)
     at.command("run", "--json", code=1)
 
     server.chance = lambda _: Fault(
@@ -147,25 +159,12 @@ def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(
     assert at.holders() == []
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(monkeypatch, capsys)
-
-
 @pytest.mark.parametrize(
     ("key", "said"),
     [(f"{KEY}\n{KEY}", "MY_KEY holds line breaks"), ("", "MY_KEY is not set")],
 )
-def test_a_key_that_no_header_can_hold_is_told_without_it(
-    at: Home, command: Command, monkeypatch: pytest.MonkeyPatch, key: str, said: str
-) -> None:
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    for name, value in ((HOME_VARIABLE, str(at.home)), ("MY_KEY", key)):
-        monkeypatch.setenv(name, value)
-    ended = command("run")
-    at.printed = ended.out + ended.err
-    assert ended.code == 1
-    assert said in at.printed
+def test_a_key_that_no_header_can_hold_is_told_without_it(at: Home, key: str, said: str) -> None:
+    assert said in at.command("run", code=1, key=key)
     assert at.holders() == []
 
 
@@ -288,14 +287,14 @@ class Mine:
 
 @pytest.mark.slow
 def test_a_variable_in_options_is_stored_as_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    at = Home(tmp_path / "home", tmp_path / "state")
+    at = Home(tmp_path, monkeypatch, command)
     write_pipeline(at.home, "own", CUSTOM)
     write_csv(at.home, "in/a.csv", [(1, "one", "x")])
     monkeypatch.setenv("A_FOLDER", "in")
     (at.home / "mine.py").write_text(MINE)
-    at.command("run", "own")
+    at.program("run", "own")
     at.command("search", "own", "one")
     at.command("status", "own")
     at.command("run", "own")

@@ -3,9 +3,10 @@
     python scripts/try_extras.py                  all of them
     python scripts/try_extras.py core report      just these
 
-The project is installed as a user would have it: a wheel, with the versions of constraints.txt. In
-the core alone every feature that lacks its extra has to end with one sentence that names it. Only
-Python itself is needed, and pip's packages; nothing else is fetched. Exit code 1 if one fails.
+The project is installed as a user would have it: a wheel, with the versions of constraints.txt; the
+core once, and what an extra brings into a copy of that environment. In the core alone every feature
+that lacks its extra has to end with one sentence that names it. Only Python itself is needed, and
+pip's packages; nothing else is fetched. Exit code 1 if one fails.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ TEXTS = [
 ]
 QUERY, ANSWER = "the mouse hides near a river", "The mouse hides near a river."
 MINILM = "hf:sentence-transformers/all-MiniLM-L6-v2"
+COMPILED = "import lancedb; from embedding_pipelines.orchestration import launch"
 SECONDS = 600  # of one command; TensorFlow is downloaded in two minutes on a slow line
 
 
@@ -43,7 +45,7 @@ class Failed(Exception):
 class Environment:
     """A new environment with one extra, and a home folder with one pipeline per model."""
 
-    def __init__(self, folder: Path, wheel: Path, extras: str) -> None:
+    def __init__(self, folder: Path, core: Path, wheel: Path, extras: str) -> None:
         self.python = folder / "venv" / "bin" / "python"
         self.home = folder / "home"
         (self.home / "pipelines").mkdir(parents=True)
@@ -56,11 +58,9 @@ class Environment:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "XDG_STATE_HOME": str(folder / "state"),
         }
-        run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], os.environ)
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-qq"]
-        what = f"embedding-pipelines{f'[{extras}]' if extras else ''} @ {wheel.as_uri()}"
-        # Not compiled: a use imports a tenth of it.
-        run([*pip, "--no-compile", "-c", str(ROOT / "constraints.txt"), what], os.environ)
+        copy_environment(core, folder / "venv")
+        if extras:
+            install(folder / "venv", wheel, extras)
 
     def megabytes(self) -> int:
         files = (path for path in self.python.parent.parent.rglob("*") if not path.is_symlink())
@@ -95,6 +95,34 @@ class Environment:
                 raise
         else:
             raise Failed(f"{' '.join(words)} works without the extra {extra}.")
+
+
+def new_environment(folder: Path, wheel: Path) -> Path:
+    """A virtual environment with the project and no extra."""
+    run([sys.executable, "-m", "venv", "--without-pip", str(folder)], os.environ)
+    install(folder, wheel, "")
+    # Compiled is what every use imports.
+    run([str(folder / "bin" / "python"), "-c", COMPILED], {**os.environ, "PYTHONPATH": ""}, folder)
+    return folder
+
+
+def install(environment: Path, wheel: Path, extras: str) -> None:
+    python = str(environment / "bin" / "python")
+    what = f"embedding-pipelines{f'[{extras}]' if extras else ''} @ {wheel.as_uri()}"
+    # Not compiled: a use imports a tenth.
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-qq", "--no-compile"]
+    run([*pip, "-c", str(ROOT / "constraints.txt"), what], os.environ)
+
+
+def copy_environment(environment: Path, copy: Path) -> None:
+    """By hard links, which pip replaces and does not write to; programs name the copy's Python."""
+    shutil.copytree(environment, copy, symlinks=True, copy_function=os.link)
+    for program in (copy / "bin").iterdir():
+        content = b"" if program.is_symlink() else program.read_bytes()
+        if content.startswith(b"#!"):
+            program.unlink()
+            program.write_bytes(content.replace(bytes(environment), bytes(copy), 1))
+            program.chmod(0o755)
 
 
 def run(words: list[str], variables: os._Environ[str] | dict[str, str], folder: Path = ROOT) -> str:
@@ -615,13 +643,14 @@ def main(names: list[str]) -> int:
         wheels = ["wheel", "-qq", "--no-deps", "-w", folder, str(ROOT)]
         run([sys.executable, "-m", "pip", *wheels], os.environ)
         (wheel,) = Path(folder).glob("*.whl")
+        bare = new_environment(Path(folder) / "bare", wheel)
         for name in names or TRIES:
             extras, use = TRIES[name]
             start = time.monotonic()
             with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as own:
                 size, problem = 0, ""
                 try:
-                    environment = Environment(Path(own), wheel, extras)
+                    environment = Environment(Path(own), bare, wheel, extras)
                     size = environment.megabytes()
                     use(environment)
                 except (Failed, OSError, subprocess.TimeoutExpired) as error:

@@ -81,8 +81,8 @@ def launch(ask: Ask, assets: Sequence[str], partitions: Sequence[int]) -> str:
     return str(launched["backfillId"])
 
 
-@pytest.mark.slow  # starts Dagster
-def test_runs_of_one_pipeline_wait_for_one_another_in_the_queue(
+@pytest.mark.slow  # the daemon looks at backfills every 30 seconds, and no setting changes that
+def test_runs_wait_for_one_another_in_the_queue_and_backfills_end_in_a_release(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
@@ -98,22 +98,14 @@ def test_runs_of_one_pipeline_wait_for_one_another_in_the_queue(
         for before, after in itertools.pairwise(runs(ask)):
             assert before["endTime"] <= after["startTime"]
 
-
-@pytest.mark.slow  # the daemon looks at backfills every 30 seconds, and no setting changes that
-def test_backfills_of_all_and_of_some_partitions_end_in_a_release(
-    home: Path, instance: dg.DagsterInstance
-) -> None:
-    assert run(notes(home), instance).success
-    write_notes(home, "b", range(40, 60))
-    log = home / "dev.log"
-    with dagster_dev(home) as ask:
-        launched = [
+        write_notes(home, "b", range(40, 60))  # of all and of some partitions
+        backfills = [
             launch(ask, STEPS, range(PARTITIONS)),
             launch(ask, ("chunks", "embeddings"), [1, 2]),
         ]
 
         def states() -> list[dict[str, Any]]:
-            return [ask(STATUS, id=name)["partitionBackfillOrError"] for name in launched]
+            return [ask(STATUS, id=name)["partitionBackfillOrError"] for name in backfills]
 
         wait(lambda: all(state["status"] in ENDED for state in states()), 300, log)
         for state in states():
