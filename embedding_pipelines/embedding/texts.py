@@ -86,7 +86,9 @@ def prepare(
     long = [row for row, count in enumerate(tokens) if count > limit]
     if long:
         row = max(long, key=tokens.__getitem__)
-        is_estimate = tokenizer.to_str() == estimate().to_str()
+        # A model's own tokenizer takes milliseconds to write out; an estimate has one word.
+        is_small = tokenizer.get_vocab_size() <= 1
+        is_estimate = is_small and tokenizer.to_str() == estimate().to_str()
         at_most = " at most" if is_estimate else ""
         has = f"has {tokens[row]:,} tokens{at_most}; of a {input_type}, {model.space.title} reads"
         exact = " Or name the model's tokenizer with tokenizer_of, which counts exactly."

@@ -7,6 +7,7 @@ added or removed there counts at once. $EMBEDDING_API_KEY is one more, which may
 import hashlib
 import hmac
 import ipaddress
+import os
 import secrets
 import threading
 import time
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -155,6 +157,7 @@ class Keys:
             if key
             else []
         )
+        self._file = str(keys_file(home)) if home else None
         self._home, self.trusts_network, self._clock = home, trusts_network, clock
         self._read_at: tuple[int, int] | None = None  # time and number of the file that was read
         self._kept: list[Key] = []
@@ -209,10 +212,10 @@ class Keys:
     def _all(self) -> list[Key]:
         """Those of today: a file that was changed is read again. A file that is damaged stops the
         server from answering, not from asking for a key."""
-        if self._home is None:
+        if self._home is None or self._file is None:
             return self._own
         try:
-            status = keys_file(self._home).stat()
+            status = os.stat(self._file)
             stamp = (status.st_mtime_ns, status.st_ino)
         except FileNotFoundError:
             stamp = None
@@ -232,12 +235,22 @@ def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:
         request: Request,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> None:
-        keys: Keys = request.app.state.server.keys
-        request.state.key = keys.check(credentials.credentials if credentials else None, scope)
-        if keys.is_open and not keys.trusts_network:
-            _require_local(request)
+        authorize(request, scope)
 
     return check
+
+
+def authorize(request: Request, scope: Scope) -> None:
+    """Let a request go on whose key has `scope`, and note the key's name at it; once, so that it
+    counts once against the key's rate. Raises as `Keys.check`."""
+    if hasattr(request.state, "key"):
+        return
+    keys: Keys = request.app.state.server.keys
+    kind, token = get_authorization_scheme_param(request.headers.get("authorization"))
+    name = keys.check(token if kind.lower() == "bearer" and token else None, scope)
+    if not name and not keys.trusts_network:  # no key was asked for
+        _require_local(request)
+    request.state.key = name
 
 
 def is_loopback(host: str) -> bool:

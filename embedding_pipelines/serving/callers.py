@@ -1,7 +1,6 @@
 """Whoever waits for an answer: work ends when they leave, or when their time is over."""
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Coroutine
@@ -13,6 +12,7 @@ from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, DeadlineExceeded, ServingError
 
 T = TypeVar("T")
+MAX_TIMEOUT_SECONDS = 3_600.0
 
 
 class ClientLeft(ServingError):
@@ -37,34 +37,47 @@ class Caller:
     def seconds_left(self) -> float:
         return self._deadline - time.monotonic()
 
+    @classmethod
+    def of(cls, request: Request) -> "Caller | None":
+        """The sender of a request; None where its header is for FastAPI to complain of."""
+        text = request.headers.get(TIMEOUT_HEADER)
+        try:
+            seconds = None if text is None else float(text)
+        except ValueError:
+            return None
+        if seconds is not None and not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+            return None
+        return cls(request, seconds)
+
     async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled when the connection closes or the time is over.
         Raises DeadlineExceeded or ClientLeft then."""
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._leave())
         timeout = None if math.isinf(self._deadline) else max(0.0, self.seconds_left)
+        watch = asyncio.timeout(timeout)
+        gone = asyncio.ensure_future(self._leave(watch))
         try:
-            await asyncio.wait({task, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            reason = "left" if gone.done() else "deadline"
+            async with watch:
+                return await work
+        except TimeoutError:
+            if not watch.expired():  # it is one of `work`
+                raise
+            has_left = gone.done()
+            reason = "left" if has_left else "deadline"
             self.server.metrics.count("abandoned_total", reason=reason)
-            if gone.done():
-                raise ClientLeft("The client closed the connection.")
+            if has_left:
+                raise ClientLeft("The client closed the connection.") from None
             raise DeadlineExceeded(
                 f"{TIMEOUT_HEADER}: {self.timeout_seconds:g} seconds are over. What was not computed "
                 "by then was given up. Allow more time, or send less."
-            )
+            ) from None
         finally:
-            for each in (task, gone):
-                if not each.done():
-                    each.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await each
+            gone.cancel()
 
-    async def _leave(self) -> None:
-        """Returns when the connection is closed; the body has been read."""
+    async def _leave(self, watch: asyncio.Timeout) -> None:
+        """Ends `watch` when the connection is closed; the body has been read."""
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
+        watch.reschedule(asyncio.get_running_loop().time())
 
 
 async def _caller(  # in the event loop: a thread would take longer than the work
@@ -74,7 +87,7 @@ async def _caller(  # in the event loop: a thread would take longer than the wor
         Header(
             alias=TIMEOUT_HEADER,
             gt=0,
-            le=3600,
+            le=MAX_TIMEOUT_SECONDS,
             allow_inf_nan=False,
             description="Seconds after which you have no use for the answer: 504 then.",
         ),

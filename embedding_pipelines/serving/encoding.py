@@ -1,10 +1,10 @@
 """Vectors as JSON: row by row, so that other threads get the floor in between."""
 
 import base64
-import json
 from collections.abc import Iterable
 
 import numpy as np
+from pydantic_core import to_json
 
 from embedding_pipelines.vectors import Vectors
 
@@ -26,5 +26,5 @@ def as_bits(vectors: Vectors, is_signed: bool) -> Iterable[Numbers]:
     return ((row.astype(np.int16) - 128 * is_signed).tolist() for row in packed)
 
 
-def json_array(values: Iterable[object]) -> str:
-    return f"[{','.join(map(json.dumps, values))}]"
+def json_array(values: Iterable[object]) -> bytes:
+    return b"[" + b",".join(map(to_json, values)) + b"]"

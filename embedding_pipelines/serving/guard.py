@@ -35,7 +35,8 @@ class Guard:
                 raise HTTPException(413, TOO_LARGE)
             left = BODY_SECONDS - (time.perf_counter() - started)
             try:
-                message = await asyncio.wait_for(receive(), left)
+                async with asyncio.timeout(left):
+                    message = await receive()
             except TimeoutError:
                 raise HTTPException(
                     408, f"The body did not come within {BODY_SECONDS:g} seconds. Send it faster."

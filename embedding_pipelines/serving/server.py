@@ -222,6 +222,14 @@ class Server:
             seconds_left=seconds_left,
         )
 
+    def admit(self, seconds_left: float) -> None:
+        """Raises TooManyRequests if texts would wait for too long, whatever they are: before they
+        are read, where all are for one model."""
+        if len(self._models) == 1:
+            (model,) = self._models.values()
+            if model.lanes is not None:
+                model.lanes.admit("interactive", seconds_left)
+
     def searcher(self, pipeline: str | int) -> "Searcher":
         """The open searcher of a pipeline's live release; to be called in a thread. Raises as
         `Searcher`."""

@@ -1,16 +1,17 @@
 """Vectors of texts, as the APIs of OpenAI and of Cohere give them."""
 
-import json
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from fastapi import APIRouter, Depends, Request, Response
+from pydantic_core import to_json
 
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller, Caller
 from embedding_pipelines.serving.dimensions import cut
+from embedding_pipelines.serving.direct import DirectRoute
 from embedding_pipelines.serving.encoding import (
     Numbers,
     as_base64,
@@ -33,7 +34,9 @@ from embedding_pipelines.serving.wire import (
 )
 from embedding_pipelines.vectors import Vectors
 
-router = APIRouter(tags=["embeddings"], dependencies=[Depends(allow("read"))])
+router = APIRouter(
+    tags=["embeddings"], dependencies=[Depends(allow("read"))], route_class=DirectRoute
+)
 
 INLINE_NUMBERS = 8_192  # of a reply that is written in the event loop: about 5 ms
 FORMS: dict[str, Callable[[Vectors], Iterable[Numbers]]] = {
@@ -68,7 +71,7 @@ async def embeddings(body: EmbeddingsRequest, caller: AnyCaller) -> Response:
         )
     )
 
-    def content(vectors: Vectors) -> str:
+    def content(vectors: Vectors) -> bytes:
         form = as_base64 if body.encoding_format == "base64" else as_numbers
         items = (
             {"object": "embedding", "index": index, "embedding": numbers}
@@ -79,8 +82,8 @@ async def embeddings(body: EmbeddingsRequest, caller: AnyCaller) -> Response:
             "total_tokens": embedded.tokens,
             "truncated_tokens": embedded.truncated_tokens,
         }
-        rest = json.dumps({"model": body.model or served.name, "usage": usage})
-        return f'{{"object": "list", "data": {json_array(items)}, {rest[1:]}'
+        rest = to_json({"model": body.model or served.name, "usage": usage})
+        return b'{"object":"list","data":' + json_array(items) + b"," + rest[1:]
 
     return await _reply(caller, served, embedded, body.dimensions, content)
 
@@ -111,15 +114,15 @@ async def embed(body: EmbedRequest, caller: AnyCaller) -> Response:
     warnings = [f"{dropped:,} tokens of texts that are too long were not read."] if dropped else []
     meta = EmbedMeta(billed_units={"input_tokens": embedded.tokens}, warnings=warnings)
 
-    def content(vectors: Vectors) -> str:
-        forms = ", ".join(f'"{name}": {json_array(FORMS[name](vectors))}' for name in types)
+    def content(vectors: Vectors) -> bytes:
+        forms = b",".join(to_json(name) + b":" + json_array(FORMS[name](vectors)) for name in types)
         rest = {
             "id": str(uuid.uuid4()),
             "response_type": "embeddings_by_type",
             "texts": texts,
             "meta": meta.model_dump(),
         }
-        return f'{{"embeddings": {{{forms}}}, {json.dumps(rest)[1:]}'
+        return b'{"embeddings":{' + forms + b"}," + to_json(rest)[1:]
 
     return await _reply(caller, served, embedded, body.output_dimension, content)
 
@@ -129,7 +132,7 @@ async def _reply(
     served: Served,
     embedded: Embedded,
     dimensions: int | None,
-    content: Callable[[Vectors], str],
+    content: Callable[[Vectors], bytes],
 ) -> Response:
     """The vectors in `dimensions`, and which space they are of."""
 
@@ -137,7 +140,7 @@ async def _reply(
         vectors, space = cut(
             embedded.vectors, embedded.space, dimensions, served, caller.server.warehouse
         )
-        return content(vectors).encode(), space.id
+        return content(vectors), space.id
 
     is_plain = dimensions in (None, embedded.space.dimensions)
     if is_plain and embedded.vectors.size <= INLINE_NUMBERS:

@@ -1,0 +1,55 @@
+"""The short way is the same way: what is refused, and what is said of it."""
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_pipelines.serving.api import create_app
+from embedding_pipelines.serving.auth import Keys, add_key
+from embedding_pipelines.serving.lanes import Lanes
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_a_request_that_would_wait_for_too_long_is_refused_unread(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TooManyRequests("later", retry_after_seconds=12.0)
+
+    assert client.post("/v1/embeddings", json={"input": "loads the model"}).status_code == 200
+    monkeypatch.setattr(Lanes, "admit", refuse)
+    reply = client.post("/v1/embeddings", content=b"[no JSON", headers=JSON)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (429, "12")
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "sentence"),
+    [
+        (JSON, b"[no JSON", "the body is no JSON at character 1"),
+        (JSON, b'{"input": ["a", ""]}', "input[1]"),
+        ({"Content-Type": "text/plain"}, b'{"input": "a"}', "Content-Type: application/json"),
+        ({**JSON, TIMEOUT_HEADER: "soon"}, b'{"input": "a"}', TIMEOUT_HEADER),
+        ({**JSON, TIMEOUT_HEADER: "inf"}, b'{"input": "a"}', TIMEOUT_HEADER),
+        ({**JSON, TIMEOUT_HEADER: "nan"}, b'{"input": "a"}', TIMEOUT_HEADER),
+    ],
+)
+def test_what_is_wrong_is_said_as_everywhere(
+    client: TestClient, headers: dict[str, str], body: bytes, sentence: str
+) -> None:
+    reply = client.post("/v1/embeddings", content=body, headers=headers)
+    assert reply.status_code == 400
+    assert sentence in reply.json()["error"]
+
+
+def test_a_wrong_request_counts_once_against_the_rate(tmp_path: Path) -> None:
+    headers = {**JSON, "Authorization": f"Bearer {add_key(tmp_path, 'program', 'read', 2)}"}
+    with TestClient(create_app(Server(tmp_path, Keys(None, tmp_path)))) as client:
+        statuses = [
+            client.post("/v1/embeddings", content=b"{}", headers=headers).status_code
+            for _ in range(3)
+        ]
+    assert statuses == [400, 400, 429]
