@@ -21,7 +21,6 @@ from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.remote import Remote, Writer, is_current, refresh
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.serving.uploads import RECEIVED
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import re_embed
@@ -134,13 +133,13 @@ def test_a_reader_of_all_fetches_all(one: Path, two: Path) -> None:
 def test_what_was_deployed_to_a_machine_is_on_record_there_alone(one: Path, two: Path) -> None:
     """And stays so, whatever another one publishes."""
     refresh(Warehouse(two), "p")
-    path = Warehouse(two).pipeline("p").folder / RECEIVED
+    path = Warehouse(two).pipeline("p").received
     write_json(path, {"releases": [1]})
     write_csv(one, "a.csv", EDITED)
     run_shared(one)
     refresh(Warehouse(two), "p")
     assert read_json(path) == {"releases": [1]}
-    assert not (Warehouse(one).pipeline("p").folder / RECEIVED).exists()
+    assert not Warehouse(one).pipeline("p").received.exists()
 
 
 def test_a_status_fetches_records_alone(one: Path, two: Path) -> None:
