@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.errors import ConfigError
@@ -87,6 +88,19 @@ def fuse(near: pa.Table, worded: pa.Table, k: int) -> pa.Table:
     best = sorted(scores, key=lambda name: (-scores[name], place[name]))[:k]
     rows = rows.take(pa.array([place[name] for name in best], pa.int64())).drop_columns("score")
     return rows.append_column("score", pa.array([scores[name] for name in best], pa.float32()))
+
+
+def take_best(rows: pa.Table, scores: NDArray[np.float32], k: int) -> pa.Table:
+    """The `k` best rows by scores float32[n], which become theirs, best first; equal ones stay in
+    their order."""
+    best = order_of(scores, k)
+    rows = rows.take(pa.array(best)).drop_columns("score")
+    return rows.append_column("score", pa.array(scores[best], pa.float32()))
+
+
+def order_of(scores: NDArray[np.float32], k: int | None) -> NDArray[np.int64]:
+    """The places int64[k] of the highest scores, highest first; equal ones stay in their order."""
+    return np.argsort(-scores, kind="stable")[:k]
 
 
 def _by_words(

@@ -4,8 +4,10 @@ Everything comes from the release, its model and its cleaning included; the pipe
 part in it.
 """
 
+import functools
 import logging
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.images import pixels_of
 from embedding_pipelines.images import prepare as prepare_image
+from embedding_pipelines.inference.cross_encoder import CrossEncoder
 from embedding_pipelines.memory import MAX_K as MEMORY_K
 from embedding_pipelines.memory import MemoryIndex, available_bytes
 from embedding_pipelines.overlay import (
@@ -35,7 +38,14 @@ from embedding_pipelines.overlay import (
     table_of,
 )
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
-from embedding_pipelines.ranking import Filter, Query, condition_of, find, rows_needed
+from embedding_pipelines.ranking import (
+    Filter,
+    Query,
+    condition_of,
+    find,
+    rows_needed,
+    take_best,
+)
 from embedding_pipelines.releases import (
     doubts,
     find_released,
@@ -73,6 +83,7 @@ class Hit(BaseModel, frozen=True):
 
     # By vector: cosine similarity; for binary codecs the share of equal bits. By text: BM25, which
     # compares only within one result. Hybrid: by the ranks in both, 1 for the first of both.
+    # Reranked: as the cross-encoder gives it, by most between 0 and 1.
     score: float
     chunk_id: str
     document_id: str
@@ -91,6 +102,7 @@ class SearchResult(BaseModel, frozen=True):
     query: str
     mode: Mode = "vector"  # the path that it took
     hits: list[Hit]
+    reranked_by: str = ""  # the cross-encoder whose scores the hits have, if one read them
     milliseconds: float
     notes: list[str] = []
     """Sentences: that the query was cut, that the model does not know its words, or has changed."""
@@ -172,8 +184,12 @@ class Searcher:
         self._cache, self._warehouse = warehouse.cache, warehouse
         self._memory: MemoryIndex | None = None
         self._overlay = Overlay(warehouse, self.release, self.model, self.codec)
+        self._encoder: CrossEncoder | None = None
+        self._reranking = threading.Lock()  # one thread at a time is in the cross-encoder
 
     def close(self) -> None:
+        if self._encoder is not None:
+            self._encoder.close()
         if self._owns_model:
             self.model.close()
 
@@ -192,6 +208,7 @@ class Searcher:
         *,
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
+        rerank: str | None = None,
     ) -> SearchResult: ...
 
     @overload
@@ -203,6 +220,7 @@ class Searcher:
         *,
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
+        rerank: str | None = None,
     ) -> SearchResults: ...
 
     def search(
@@ -213,11 +231,13 @@ class Searcher:
         *,
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
+        rerank: str | None = None,
     ) -> SearchResult | SearchResults:
         """The `k` chunks that are best for `query` among those that pass `filter`, best first.
 
         `mode`: by `vector`, by the words of the `text`, or `hybrid`, by both; else as the pipeline's
-        `search.mode` says. Words alone need no model.
+        `search.mode` says. Words alone need no model. `rerank`: the cross-encoder that reads more of
+        them and puts them in its order; else as the pipeline's `search.rerank` says; "": none.
 
         Of many queries, in a list or in a column of a DataFrame, one result each: they are embedded
         together and through the embedding cache.
@@ -229,12 +249,13 @@ class Searcher:
         filter.
         """
         if not isinstance(query, str):
-            return self._search_all(query, k, filter, too_long, mode)
+            return self._search_all(query, k, filter, too_long, mode, rerank)
         started = time.perf_counter()
         mode = self.mode(mode)
         if mode == "text":
             check_k(k)
-            return self._find(Query(self._clean(query, "The query")), query, k, filter, mode, [])
+            cleaned = Query(self._clean(query, "The query"))
+            return self._find(cleaned, query, k, filter, mode, [], started, rerank)
         self._check(self.model.space, k)
         text = self._clean(query, "The query")
         readable = prepare([text], self.model, "query", too_long, lambda _: "The query", REMEDY)
@@ -244,7 +265,7 @@ class Searcher:
             raise ConfigError(f"The query {query!r} has no vector: {words}")
         vector = check_reply(response.vectors, readable.texts, self.model.space)[0]
         notes = [*self._doubts, *readable.notes]
-        return self._find(Query(text, vector), query, k, filter, mode, notes, started)
+        return self._find(Query(text, vector), query, k, filter, mode, notes, started, rerank)
 
     def search_image(
         self, image: "ImageLike", k: int = 10, filter: Filter | None = None
@@ -278,11 +299,14 @@ class Searcher:
         *,
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
+        rerank: str | None = None,
     ) -> Any:
         """As `search`, in a thread."""
         import asyncio
 
-        return await asyncio.to_thread(self.search, query, k, filter, too_long=too_long, mode=mode)
+        return await asyncio.to_thread(
+            self.search, query, k, filter, too_long=too_long, mode=mode, rerank=rerank
+        )
 
     def search_many(
         self,
@@ -292,16 +316,23 @@ class Searcher:
         *,
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
+        rerank: str | None = None,
     ) -> "pd.DataFrame":
         """The hits of many queries as one DataFrame: `search(queries).to_pandas()`, whose columns
         and errors it has."""
         need("pandas", "explore")  # before a query is paid for
         if isinstance(queries, str):
             raise ConfigError("queries is one str: give a list of texts, or one column.")
-        return self._search_all(queries, k, filter, too_long, mode).to_pandas()
+        return self._search_all(queries, k, filter, too_long, mode, rerank).to_pandas()
 
     def _search_all(
-        self, given: Any, k: int, filter: Filter | None, too_long: TooLong, mode: Mode | None
+        self,
+        given: Any,
+        k: int,
+        filter: Filter | None,
+        too_long: TooLong,
+        mode: Mode | None,
+        rerank: str | None,
     ) -> SearchResults:
         started = time.perf_counter()
         mode = self.mode(mode)
@@ -311,7 +342,7 @@ class Searcher:
         asked, notes = [Query(text) for text in texts], list[str]()
         if mode != "text":
             asked, notes = self._embed_all(texts, k, too_long)
-        return self._find_all(queries, asked, k, filter, mode, notes, started, index)
+        return self._find_all(queries, asked, k, filter, mode, notes, started, rerank, index)
 
     def search_embedded(
         self,
@@ -323,7 +354,7 @@ class Searcher:
         mode: Mode | None = None,
     ) -> SearchResults:
         """As `search`, for queries whose vectors float32[n, d] in `space` the caller has; None where
-        words alone are searched. Raises as `search`."""
+        words alone are searched. No cross-encoder reads them. Raises as `search`."""
         started = time.perf_counter()
         mode = self.mode(mode)
         check_k(k)
@@ -335,7 +366,7 @@ class Searcher:
             self._check(space, k)
             asked = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
             notes = list(self._doubts)
-        return self._find_all(queries, asked, k, filter, mode, notes, started)
+        return self._find_all(queries, asked, k, filter, mode, notes, started, rerank="")
 
     def _find_all(
         self,
@@ -346,16 +377,18 @@ class Searcher:
         mode: Mode,
         notes: list[str],
         started: float,
+        rerank: str | None,
         index: "pd.Index | None" = None,
     ) -> SearchResults:
-        notes = self._notes(mode, notes)
+        notes, reranker = self._notes(mode, notes), self.reranker(rerank)
         types = self.release.spec.metadata_types
         schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
         parts, results = list[pa.Table](), list[SearchResult]()
-        for query, each in zip(queries, self._rows(asked, k, filter, mode), strict=True):
+        found = self._ranked(asked, k, filter, mode, reranker)
+        for query, each in zip(queries, found, strict=True):
             rows = each.select(schema.names).cast(schema)
             parts.append(rows)
-            results.append(self._result(rows, query, mode, started, notes))
+            results.append(self._result(rows, query, mode, started, notes, reranker))
             started = time.perf_counter()
         return SearchResults(results, parts, schema, index)
 
@@ -391,11 +424,36 @@ class Searcher:
         mode: Mode,
         notes: list[str],
         started: float | None = None,
+        rerank: str | None = "",
     ) -> SearchResult:
         started = time.perf_counter() if started is None else started
-        notes = self._notes(mode, notes)
-        (rows,) = self._rows([query], k, filter, mode)
-        return self._result(rows, given, mode, started, notes)
+        notes, reranker = self._notes(mode, notes), self.reranker(rerank)
+        (rows,) = self._ranked([query], k, filter, mode, reranker)
+        return self._result(rows, given, mode, started, notes, reranker)
+
+    def reranker(self, rerank: str | None) -> str:
+        """The cross-encoder that was asked for, else the release's; empty for none."""
+        return (self.release.spec.search.rerank or "") if rerank is None else rerank
+
+    def candidates(self, k: int) -> int:
+        """How many rows a cross-encoder reads for `k` hits."""
+        return max(k, self.release.spec.search.rerank_candidates)
+
+    def _ranked(
+        self, queries: Sequence[Query], k: int, filter: Filter | None, mode: Mode, reranker: str
+    ) -> Iterator[pa.Table]:
+        """The rows for each query, in the cross-encoder's order if there is one."""
+        if not reranker:
+            yield from self._rows(queries, k, filter, mode)
+            return
+        every = self._rows(queries, self.candidates(k), filter, mode)
+        for query, rows in zip(queries, every, strict=True):
+            pairs = [(query.text, text) for text in rows["text"].to_pylist()]
+            with self._reranking:
+                if self._encoder is None or self._encoder.name != reranker:
+                    self._encoder = CrossEncoder(reranker, self._warehouse.home)
+                scores = self._encoder.scores(pairs)
+            yield take_best(rows, scores, k)
 
     def mode(self, mode: Mode | None) -> Mode:
         """The mode that was asked for, else the release's. Raises ConfigError for one there is not."""
@@ -498,7 +556,13 @@ class Searcher:
         return True
 
     def _result(
-        self, rows: pa.Table, query: str, mode: Mode, started: float, notes: list[str]
+        self,
+        rows: pa.Table,
+        query: str,
+        mode: Mode,
+        started: float,
+        notes: list[str],
+        reranker: str = "",
     ) -> SearchResult:
         release = self.release
         result = SearchResult(
@@ -508,6 +572,7 @@ class Searcher:
             query=query,
             mode=mode,
             hits=[hit_of(row) for row in rows.to_pylist()],
+            reranked_by=reranker,
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             notes=[*notes, *self._overlay.notes],
         )
@@ -626,6 +691,7 @@ def search(  # type: ignore[overload-overlap]
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    rerank: str | None = None,
     image: "ImageLike | None" = None,
 ) -> SearchResult: ...
 
@@ -640,6 +706,7 @@ def search(
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    rerank: str | None = None,
 ) -> SearchResults: ...
 
 
@@ -652,6 +719,7 @@ def search(
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    rerank: str | None = None,
     image: "ImageLike | None" = None,
 ) -> SearchResult | SearchResults:
     """One query or many to a pipeline's live release; see `Searcher.search`. With `image` in place
@@ -668,7 +736,7 @@ def search(
         if query is None:
             assert image is not None
             return searcher.search_image(image, k, filter)
-        return searcher.search(query, k, filter, too_long=too_long, mode=mode)
+        return searcher.search(query, k, filter, too_long=too_long, mode=mode, rerank=rerank)
 
 
 async def search_async(
@@ -680,13 +748,15 @@ async def search_async(
     *,
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
+    rerank: str | None = None,
     image: "ImageLike | None" = None,
 ) -> Any:
     """As `search`, in a thread."""
     import asyncio  # here, since a run without work imports this module
 
     return await asyncio.to_thread(
-        search, home, pipeline, query, k, filter, too_long=too_long, mode=mode, image=image
+        functools.partial(search, too_long=too_long, mode=mode, rerank=rerank, image=image),
+        *(home, pipeline, query, k, filter),
     )
 
 

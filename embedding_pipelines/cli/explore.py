@@ -61,6 +61,14 @@ def search(
             help="By vectors, by words, or by both; else as the pipeline's search.mode says."
         ),
     ] = None,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A cross-encoder that puts more hits in its order: a folder, or a model of the "
+            "Hugging Face hub; else the pipeline's search.rerank. `none`: leave it out.",
+        ),
+    ] = None,
     cut: Annotated[
         bool, typer.Option("--cut", help="Search with the beginning of a query that is too long.")
     ] = False,
@@ -75,13 +83,19 @@ def search(
     if query is None and mode not in (None, "vector"):
         option = "--image" if like is None else "--like"
         raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
+    if query is None and rerank is not None:
+        raise typer.BadParameter("--rerank reads a query: give one.")
     name = find_released(name)
     if like is not None:
         result = find_like(home_folder(), name, like, k, filter)
     else:
         too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
         result = run_search(
-            *(home_folder(), name, query, k, filter), too_long=too_long, mode=mode, image=image
+            *(home_folder(), name, query, k, filter),
+            too_long=too_long,
+            mode=mode,
+            image=image,
+            rerank="" if rerank == "none" else rerank,
         )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 

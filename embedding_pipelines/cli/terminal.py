@@ -219,7 +219,9 @@ def print_hits(console: Console, result: "SearchResult") -> None:
     nothing = "" if result.hits else "nothing found, "
     seconds = result.milliseconds / 1000
     mode = "" if result.mode == "vector" else f" by {result.mode}"
-    summary = f"{result.pipeline}, release {result.release}{mode}: {nothing}{seconds:.2f} s"
+    mode += f", reranked by {result.reranked_by}" if result.reranked_by else ""
+    release = f"release {result.release}" if result.release else "before its first release"
+    summary = f"{result.pipeline}, {release}{mode}: {nothing}{seconds:.2f} s"
     console.print(Text(summary, style="dim"), soft_wrap=True)
 
 

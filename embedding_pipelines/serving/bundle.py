@@ -381,6 +381,9 @@ def released(
         "rows": (release.rows, description.rows),
         "model": (release.space.with_codec(None).id, description.model.space_id),
     }
+    reranker = PurePosixPath(release.spec.search.rerank or "")
+    if reranker.is_absolute() or ".." in reranker.parts:
+        raise BundleError(f"The bundle's search.rerank lies outside of the home folder. {REFUSED}")
     for what, (one, other) in fits.items():
         if one != other:
             raise BundleError(f"The bundle's {what} is {one!r} and {other!r}. {REFUSED}")

@@ -257,11 +257,13 @@ class EmbeddingPipelines(_Client):
         filter: str | Mapping[str, Any] | None = None,
         *,
         mode: str | None = None,
+        rerank: bool | None = None,
     ) -> SearchAnswer | SearchAnswers:
         """The best chunks for a query, or for each of many. `pipeline`: its number or name; None:
         the only one. `filter`: a condition such as `price < 9`, or columns with what they are. `mode`:
-        vector, text or hybrid; None: as the pipeline says."""
-        return self._send(search(pipeline, query, k, filter, mode))
+        vector, text or hybrid; None: as the pipeline says. `rerank`: whether a cross-encoder orders
+        the hits; None: as the pipeline says."""
+        return self._send(search(pipeline, query, k, filter, mode, rerank))
 
     def metrics(self) -> str:
         """What a monitor watches, in Prometheus' text format."""
@@ -383,8 +385,9 @@ class AsyncEmbeddingPipelines(_Client):
         filter: str | Mapping[str, Any] | None = None,
         *,
         mode: str | None = None,
+        rerank: bool | None = None,
     ) -> SearchAnswer | SearchAnswers:
-        return await self._send(search(pipeline, query, k, filter, mode))
+        return await self._send(search(pipeline, query, k, filter, mode, rerank))
 
     async def metrics(self) -> str:
         return await self._send(Call("GET", "/metrics", _text))
@@ -483,9 +486,11 @@ def search(
     k: int,
     filter: str | Mapping[str, Any] | None,
     mode: str | None,
+    rerank: bool | None,
 ) -> Call[SearchAnswer | SearchAnswers]:
     queries = query if isinstance(query, str) else list(query)
     body = {"query": queries, "pipeline": pipeline, "k": k, "filter": filter, "mode": mode}
+    body["rerank"] = rerank
     given = {name: value for name, value in body.items() if value is not None}
     kind: type[SearchAnswer | SearchAnswers] = (
         SearchAnswer if isinstance(query, str) else SearchAnswers

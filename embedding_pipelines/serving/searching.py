@@ -2,12 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.errors import ConfigError, did_you_mean
-from embedding_pipelines.ranking import Filter
+from embedding_pipelines.ranking import Filter, order_of
+from embedding_pipelines.serving.models import ServedReranker
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import BadRequest, NotFound, Unavailable
 from embedding_pipelines.spec.ids import find_name
@@ -57,13 +58,16 @@ async def search_pipeline(
     filter: Filter | None,
     mode: Mode | None,
     too_long: TooLong,
+    rerank: bool | None = None,
     *,
     label: str = "query[{}]",
     seconds_left: float = math.inf,
 ) -> "Sequence[SearchResult]":
     """A result for each query from the pipeline's live release. `label` says what errors call a
     query, by its number. Before the first release words are searched in the texts as they are cut.
-    Raises as `Searcher.search` and `ServedModel.embed`, and ReleaseError without a release."""
+    `rerank`: whether a cross-encoder orders the hits, None: as the pipeline says. Raises as
+    `Searcher.search`, `ServedModel.embed` and `ServedReranker.score`, and ReleaseError without a
+    release."""
     from embedding_pipelines.search import is_unreleased
 
     served = (await server.served()).get(name)
@@ -91,16 +95,42 @@ async def search_pipeline(
         )
         vectors, space = embedded.vectors, embedded.space
         notes = _notes(embedded.truncated_tokens, embedded.unknown)
+    reranker = None if rerank is False else server.reranker_of(name)
+    if rerank and reranker is None and (reranker := server.reranker) is None:
+        raise BadRequest(
+            f"rerank: neither {name!r} nor this server has a cross-encoder. Write `search: {{rerank: "
+            "MODEL}` in the pipeline file and run it, or start the server with --reranker."
+        )
+    most = searcher.candidates(k) if reranker else k
     results = list["SearchResult"]()
     for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
         some = slice(first, first + QUERIES_AT_ONCE)
         given = None if vectors is None else vectors[some]
         results += await asyncio.to_thread(
-            searcher.search_embedded, queries[some], given, space, k, filter, mode
+            searcher.search_embedded, queries[some], given, space, most, filter, mode
         )
     for result in results:
         result.notes.extend(notes)
+    if reranker is not None:
+        clean = searcher.release.spec.preprocessing.clean.text
+        results = [await _reranked(reranker, each, clean, k, seconds_left) for each in results]
     return results
+
+
+async def _reranked(
+    reranker: ServedReranker,
+    result: "SearchResult",
+    clean: Callable[[str], str],
+    k: int,
+    seconds_left: float,
+) -> "SearchResult":
+    if result.hits:
+        texts = [hit.text for hit in result.hits]
+        scores = (await reranker.score(clean(result.query), texts, "cut", seconds_left)).scores
+        best = [(result.hits[at], float(scores[at])) for at in order_of(scores, k)]
+        hits = [hit.model_copy(update={"score": score}) for hit, score in best]
+        result = result.model_copy(update={"hits": hits})
+    return result.model_copy(update={"reranked_by": reranker.name})
 
 
 def _notes(truncated_tokens: int, unknown: str) -> list[str]:

@@ -108,6 +108,7 @@ class Server:
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)
         self.reranker = ServedReranker(reranker, home, self.metrics) if reranker else None
+        self._rerankers: dict[str, ServedReranker] = {}  # by name: those of pipelines
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
         self._served: dict[str, Served] = {}
@@ -160,7 +161,18 @@ class Server:
     @property
     def workers(self) -> list[Worker]:
         """All models that are open."""
-        return [*self.models, *([self.reranker] if self.reranker else [])]
+        own = [self.reranker] if self.reranker else []
+        return [*self.models, *own, *self._rerankers.values()]
+
+    def reranker_of(self, pipeline: str) -> ServedReranker | None:
+        """The cross-encoder that a pipeline's live release names, if it does; in the event loop."""
+        served = self._served.get(pipeline)
+        name = served.spec.search.rerank if served else None
+        if name is None or (self.reranker and self.reranker.name == name):
+            return self.reranker if name else None
+        if name not in self._rerankers:
+            self._rerankers[name] = ServedReranker(name, self.home, self.metrics)
+        return self._rerankers[name]
 
     async def served(self) -> Mapping[str, Served]:
         """All pipelines that are served now, by name."""
@@ -279,7 +291,8 @@ class Server:
     async def _load(self) -> None:
         """Load all models that are served; one that cannot be loaded is tried again when it is
         used."""
-        await self.served()
+        for name in await self.served():
+            self.reranker_of(name)
         for model in self.workers:
             try:
                 await model.load()

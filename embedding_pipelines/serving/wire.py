@@ -273,6 +273,11 @@ class SearchRequest(Body):
     mode: Literal["vector", "text", "hybrid"] | None = Field(
         None, description="By vectors, by words, or by both; else as the pipeline says."
     )
+    rerank: bool | None = Field(
+        None,
+        description="Whether a cross-encoder puts the hits in its order: the pipeline's "
+        "`search.rerank`, or the server's; else as the pipeline says.",
+    )
     truncate: bool = Field(
         False,
         description="Search with the beginning of a query that is longer than the model reads.",
@@ -282,7 +287,9 @@ class SearchRequest(Body):
 class SearchHit(BaseModel):
     """One chunk of a document."""
 
-    score: float = Field(description="Cosine, BM25, or by the ranks in both: see `mode`.")
+    score: float = Field(
+        description="Cosine, BM25, by the ranks in both (see `mode`), or the reranker's."
+    )
     chunk_id: str
     document_id: str
     start: int
@@ -300,6 +307,7 @@ class SearchAnswer(BaseModel):
     query: str
     mode: Literal["vector", "text", "hybrid"] = Field(description="The path that it took.")
     hits: list[SearchHit]
+    reranked_by: str = Field("", description="The cross-encoder whose scores the hits have.")
     milliseconds: float = Field(description="In the table, without embedding the query.")
     notes: list[str] = []
     receipt_id: str | None = Field(

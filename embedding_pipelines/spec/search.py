@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Mode = Literal["vector", "text", "hybrid"]
 # Whose words the store can reduce to their stems.
@@ -20,6 +20,11 @@ class Search(BaseModel):
 
     mode: Mode = "vector"
     language: Language = "English"  # of the texts: "running" finds "runs"
+    rerank: str | None = Field(None, min_length=1)
+    """A cross-encoder that puts what was found in its order: a folder below the home folder, or a
+    model of the Hugging Face hub."""
+    rerank_candidates: int = Field(50, ge=1, le=1_000)
+    """How many it reads of each search, or as many as are asked for, if those are more."""
 
     @property
     def text_index(self) -> str | None:

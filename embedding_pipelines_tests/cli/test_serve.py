@@ -1,9 +1,11 @@
 """The command `serve`: what it refuses. What it starts is in `serving/test_process.py`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from embedding_pipelines.serving import process
 from embedding_pipelines_tests.commands import Command
 
 
@@ -14,3 +16,20 @@ def test_without_a_key_it_listens_on_loopback_only(
     ended = Command(monkeypatch, capsys)("serve", "--host", "0.0.0.0")
     assert ended.code == 1
     assert "without a key" in ended.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_it_says_where_it_is_ready_whatever_form_the_end_has(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    class Process:
+        def __init__(self, server: object, host: str, port: int, on_ready: Any, **_: Any) -> None:
+            self._on_ready = on_ready
+
+        def run(self) -> None:
+            self._on_ready("http://127.0.0.1:1")
+
+    monkeypatch.setattr(process, "Process", Process)
+    ended = Command(monkeypatch, capsys)("serve", *(["--json"] if as_json else []))
+    assert ended.code == 0
+    assert "Ready on http://127.0.0.1:1" in (ended.err if as_json else ended.out)

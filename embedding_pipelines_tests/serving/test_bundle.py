@@ -318,6 +318,12 @@ def test_records_of_wrong_types_or_other_places(
     refused(there, copy)
 
 
+@pytest.mark.parametrize("name", ["/etc/model", "../../model"])
+def test_a_reranker_outside_of_the_home_folder(copy: Path, there: Path, name: str) -> None:
+    release(copy, lambda value: value["spec"]["search"].update(rerank=name))
+    refused(there, copy, "search.rerank lies outside")
+
+
 def test_a_table_that_names_files_elsewhere(copy: Path, there: Path) -> None:
     """A base path, which Lance would follow."""
     (manifest,) = (copy / HOME / "data/warehouse/tables").rglob("*.manifest")

@@ -40,7 +40,7 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     too_long: TooLong = "cut" if body.truncate else "refuse"
     results = await caller.wait_for(
         search_pipeline(
-            *(caller.server, name, queries, body.k, body.filter, body.mode, too_long),
+            *(caller.server, name, queries, body.k, body.filter, body.mode, too_long, body.rerank),
             label="query" if isinstance(body.query, str) else "query[{}]",
             seconds_left=caller.seconds_left,
         )

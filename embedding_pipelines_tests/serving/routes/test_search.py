@@ -3,19 +3,25 @@
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
 from embedding_pipelines.delete import delete_pipeline
-from embedding_pipelines.search import is_unreleased, search
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.inference.cross_encoder import CrossEncoder
+from embedding_pipelines.search import Searcher, is_unreleased, search
 from embedding_pipelines.serving.wire import RELEASE_HEADER, SPACE_HEADER, TIMEOUT_HEADER
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.cross_encoders import write_cross_encoder
 from embedding_pipelines_tests.serving.homes import KEY, build, client_of
 
 HYBRID = f"{HASHING}search: {{mode: hybrid}}\n"
@@ -91,6 +97,58 @@ def test_an_answer_is_that_of_a_program_and_names_path_release_and_space(
     for each in (answer, expected):
         del each["milliseconds"]
     assert answer == expected
+
+
+def test_a_cross_encoder_orders_the_hits_alike_in_package_command_line_and_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cross_encoder(tmp_path / "tiny")
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    command = Command(monkeypatch, capsys)
+    home = build(tmp_path, f"{HASHING}search: {{rerank: tiny, rerank_candidates: 40}}\n", ROWS)
+    plain = search(home, "things", "animal7 room2", k=40, rerank="")
+    result = search(home, "things", "animal7 room2", k=3)
+    assert (plain.reranked_by, result.reranked_by) == ("", "tiny")
+    scores = CrossEncoder("tiny", home).scores([("animal7 room2", hit.text) for hit in plain.hits])
+    best = np.argsort(-scores, kind="stable")[:3]
+    assert [hit.chunk_id for hit in result.hits] == [plain.hits[at].chunk_id for at in best]
+    assert [hit.score for hit in result.hits] == pytest.approx(scores[best], abs=1e-5)
+    (many,) = Searcher(home, "things").search(["animal7 room2"], 3)
+    assert many.hits == result.hits
+    with client_of(home) as client:
+        answer = post(client, query="animal7 room2", k=3)
+        assert answer["reranked_by"] == "tiny"
+        ids = [hit["chunk_id"] for hit in answer["hits"]]
+        assert ids == [hit.chunk_id for hit in result.hits]
+        assert post(client, query="animal7 room2", rerank=False)["reranked_by"] == ""
+    typed = command("search", "things", "animal7 room2", "-k", "3", "--json").results[0]
+    assert [hit["chunk_id"] for hit in typed["hits"]] == ids
+    typed = command("search", "things", "animal7 room2", "--rerank", "none", "--json").results[0]
+    assert typed["reranked_by"] == ""
+
+
+def test_reranking_without_a_reranker_says_how_to_have_one(hybrid: TestClient) -> None:
+    reply = hybrid.post("/search", json={"query": "room2", "rerank": True})
+    assert reply.status_code == 400
+    assert "search: {rerank: MODEL}" in reply.json()["error"]
+
+
+def test_searches_end_when_their_caller_has_left(
+    hybrid: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, whole = list[int](), Searcher.search_embedded
+
+    def slow(self: Searcher, queries: list[str], *arguments: Any) -> Any:
+        sizes.append(len(queries))
+        time.sleep(0.3)
+        return whole(self, queries, *arguments)
+
+    monkeypatch.setattr(Searcher, "search_embedded", slow)
+    body = {"query": ["room2"] * 200, "mode": "text"}
+    reply = hybrid.post("/search", json=body, headers={TIMEOUT_HEADER: "0.2"})
+    assert reply.status_code == 504
+    time.sleep(0.5)
+    assert sizes == [32]
 
 
 def test_many_queries_are_answered_in_their_order(hybrid: TestClient) -> None:
