@@ -118,7 +118,7 @@ def test_search_takes_words_or_a_document(command: Command) -> None:
     assert result_of(command("search", "p", "--like", "drinks-1", "--json").out)["hits"]
     both = command("search", "p", "words", "--like", "drinks-1")
     assert (both.code, both.out) == (2, "")
-    assert "Give a QUERY, or --like and the id of a document" in both.err
+    assert "Give a QUERY, --like and the id of a document" in both.err
 
 
 def test_classify_is_a_line_for_each_text(command: Command) -> None:
