@@ -17,7 +17,7 @@ from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY
 from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.stores.base import Searchable
 from embedding_pipelines.stores.filters import filter_of
-from embedding_pipelines.vectors import Vectors, to_matrix
+from embedding_pipelines.vectors import Vectors, from_numbers, to_matrix, to_numbers
 
 # A condition, or what `stores/filters.py filter_of` makes one of: a value, or comparisons, by name.
 Filter = str | Mapping[str, Any]
@@ -154,9 +154,11 @@ def nearest(
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one with the nearer code
         rows, scores = rows.drop_columns(RESCORING_VECTOR).take(best), scores[best]
     else:
-        distances = rows["_distance"].to_numpy()
+        distances: Any = from_numbers(rows["_distance"])
         scores = 1 - distances / (codec.dimensions if codec.metric == "hamming" else 1)
-    return rows.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))
+    return rows.drop_columns("_distance").append_column(
+        "score", to_numbers(np.asarray(scores, np.float32))
+    )
 
 
 def encode_queries(codec: CodecChain, vectors: Vectors) -> Codes:

@@ -74,9 +74,6 @@ def search(
     ] = False,
 ) -> Outcomes:
     """Search the live release of a pipeline."""
-    from embedding_pipelines.explore.like import find_like
-    from embedding_pipelines.search import search as run_search
-
     if [query, like, image].count(None) != 2:
         words = "give a QUERY, --like and the id of a document, or --image and a file."
         raise typer.BadParameter(words)
@@ -87,8 +84,12 @@ def search(
         raise typer.BadParameter("--rerank reads a query: give one.")
     name = find_released(name)
     if like is not None:
+        from embedding_pipelines.explore.like import find_like
+
         result = find_like(home_folder(), name, like, k, filter)
     else:
+        from embedding_pipelines.search import search as run_search
+
         too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
         result = run_search(
             *(home_folder(), name, query, k, filter),

@@ -26,6 +26,7 @@ from embedding_pipelines.inference.backend import (
     translate_errors,
 )
 from embedding_pipelines.inference.torch import forward
+from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class OpenVino(Backend):
         self.batch_tokens, self.pads = batch_size, pads
         openvino = load()
         core = openvino.Core()
-        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        has_bfloat16 = "BF16" in capabilities
         if precision == "bfloat16" and not has_bfloat16:
             raise ProviderError(
                 "This processor does not compute in bfloat16. Set precision to 'auto', which takes "
@@ -77,6 +79,12 @@ class OpenVino(Backend):
         self.precision = precision
         hint = "bf16" if self.precision == "bfloat16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(STREAMS)}
+        if os.access(graph.parent, os.W_OK):
+            # What is compiled is kept without its weights, 0.4 MB for MiniLM, by the processor: folders
+            # are shared by machines. It takes half the time; what is damaged OpenVINO makes anew.
+            processor = core.get_property("CPU", "FULL_DEVICE_NAME"), *sorted(capabilities)
+            name = f"compiled-{digest(repr(processor).encode()).hex()}"
+            options |= {"CACHE_DIR": str(graph.parent / name), "CACHE_MODE": "OPTIMIZE_SIZE"}
         try:
             self._compiled = core.compile_model(graph, "CPU", options)
         except RuntimeError as error:

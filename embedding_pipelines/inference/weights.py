@@ -1,15 +1,25 @@
 """Finds a local model's files: in a folder, an installed package, or the hub, in this order."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import json
+import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_pipelines.errors import ProviderError, error_lines
+from platformdirs import user_cache_path
+
+from embedding_pipelines.errors import ProviderError, StoreError, error_lines
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.schemas import digest
+
+LARGE = 8 << 20  # bytes of a file whose digest is kept on disk: 5 ms to read
+SETTLED = 2 * 10**9  # nanoseconds since a file changed
 
 
 @dataclass(frozen=True)
@@ -153,15 +163,30 @@ def join_sha256(digests: Iterable[str]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """A file's SHA-256, hex; reads a file that does not change once per process."""
+    """A file's SHA-256, hex; reads a large file that does not change once per machine, others once
+    per process."""
     status = path.stat()
-    return _sha256(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    stamp = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return _sha256(path, stamp)
 
 
 @functools.lru_cache(maxsize=256)
 def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
+    _, size, _, changed = stamp
+    name = f"{digest(os.fsencode(path.absolute())).hex()}.json"
+    record = user_cache_path("embedding-pipelines") / "digests" / name
+    if size >= LARGE:
+        with contextlib.suppress(StoreError, OSError):  # it is computed again
+            kept = read_json(record) or {}
+            if kept.get("stamp") == list(stamp):
+                return str(kept["sha256"])
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    # One that was written just now may be written again within a tick of the disk's clock.
+    if size >= LARGE and time.time_ns() - changed > SETTLED:
+        with contextlib.suppress(OSError):  # a cache that nobody may write is none
+            write_json(record, {"stamp": list(stamp), "sha256": sha256}, durable=False)
+    return sha256
 
 
 def _from_package(model: str) -> Path | None:

@@ -1,32 +1,67 @@
-"""Reaches LanceDB: its import, connections and event loop, and its errors in plain words."""
+"""Reaches LanceDB: its compiled module, connections and event loop, and its errors in plain words.
+
+`import lancedb` takes 2 s of processor time, which is mostly spent on the requests of a server that
+is not used here; its compiled module alone takes 0.04. That module is typed, but no public interface:
+pyproject.toml holds lancedb to one minor version, and mypy and this stage's tests to what is called.
+"""
 
 import contextlib
+import importlib.util
 import os
 import re
+import sys
 import urllib.parse
-from collections.abc import Coroutine, Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
 from embedding_pipelines.errors import StoreError
 
+if TYPE_CHECKING:
+    from lancedb._lancedb import Connection
+
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
-def lancedb() -> Any:
-    # LanceDB reads this at import; its warnings are about index internals.
-    os.environ.setdefault("LANCEDB_LOG", "error")
-    import lancedb
+def part(name: str) -> Any:
+    """A module of lancedb by its name there, without the package around it. An `import lancedb`
+    before or after it has the same module."""
+    full = f"lancedb.{name}"
+    if full not in sys.modules:
+        # LanceDB reads this when it is loaded; its warnings are about index internals.
+        os.environ.setdefault("LANCEDB_LOG", "error")
+        package = importlib.util.find_spec("lancedb")
+        spec = package and PathFinder.find_spec(full, package.submodule_search_locations)
+        if not spec or not spec.loader:
+            raise ModuleNotFoundError(f"No module named {full!r}", name=full)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules.setdefault(full, module)  # whole, since another thread may wait for it
+    return sys.modules[full]
 
-    return lancedb
+
+async def connect(folder: str, consistency_seconds: float | None = None) -> "Connection":
+    """A connection to what `address` says; `consistency_seconds` as lancedb's
+    `read_consistency_interval`."""
+    connection: Connection = await part("_lancedb").connect(
+        folder, None, None, None, None, consistency_seconds, None, None, None
+    )
+    return connection
 
 
-def connect(folder: Path) -> Any:
-    """A connection; its tables see what other processes commit, however old a handle is."""
-    return lancedb().connect(address(folder), read_consistency_interval=timedelta(0))
+@dataclass(frozen=True)
+class Source:
+    """Rows to write, under the names that the compiled module asks for."""
+
+    schema: pa.Schema
+    reader: Callable[[], pa.RecordBatchReader]
+    num_rows: int | None = None
+    rescannable: bool = False
 
 
 def address(folder: Path) -> str:
@@ -46,10 +81,32 @@ def address(folder: Path) -> str:
     )
 
 
-def wait(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` in lancedb's own background loop, for callers may have a loop of their own."""
-    result: Result = lancedb().background_loop.LOOP.run(work)
+def call(
+    method: Callable[Arguments, Awaitable[Result]],
+    *arguments: Arguments.args,
+    **options: Arguments.kwargs,
+) -> Result:
+    """What an async method gives. It runs in lancedb's own background loop, for callers may have a
+    loop of their own, and the compiled module's methods are called where a loop runs."""
+
+    async def run() -> Result:
+        return await method(*arguments, **options)
+
+    result: Result = part("background_loop").LOOP.run(run())
     return result
+
+
+def batches_of(query: Any) -> Iterator[pa.RecordBatch]:
+    """The rows of a query as they come."""
+    stream = call(query.execute, None, None)
+    while (batch := call(anext, stream, None)) is not None:
+        yield batch
+
+
+async def rows_of(query: Any) -> pa.Table:
+    """All rows of a query."""
+    stream = await query.execute(None, None)
+    return pa.Table.from_batches([batch async for batch in stream], stream.schema)
 
 
 @contextlib.contextmanager

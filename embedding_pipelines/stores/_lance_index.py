@@ -4,15 +4,14 @@ to merge files."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.schemas import TEXT, VECTOR
-from embedding_pipelines.stores._lance import quote_text
+from embedding_pipelines.stores._lance import batches_of, call, quote_text
 from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
-    from lancedb.table import Table as Lance
+    from lancedb._lancedb import Table as Lance
 
 IndexKind = Literal["sq", "rq", "pq", "hnsw", "none"]
 BITS = "IvfFlat"  # the one index of packed bits in lancedb, whatever kind an option names
@@ -53,7 +52,7 @@ MAX_DEAD_SHARE = 0.2  # of the rows on disk
 MAX_UNINDEXED_SHARE = 0.05  # of the texts; from there on a new index costs less than it saves
 # With deleted rows still in a file: as many updates as make that number of small files.
 MAX_UPDATES = 8
-ALWAYS = timedelta(days=36_500)  # old versions are the caller's to remove
+ALWAYS = 100 * 365 * 24 * 3600 * 1000  # ms; old versions are the caller's to remove
 
 
 def update_index(
@@ -71,8 +70,8 @@ def update_index(
     """
     if has_dead_rows:
         _move_a_row(table)
-    rows = table.count_rows()
-    indices = [index for index in table.list_indices() if index.columns == [VECTOR]]
+    rows = call(table.count_rows, None)
+    indices = [index for index in call(table.list_indices) if index.columns == [VECTOR]]
     segments = sum(index.num_segments or 1 for index in indices)
     lance_kind = None if kind == "none" else INDICES[kind].lance
     if lance_kind is not None and metric == "hamming":
@@ -82,13 +81,13 @@ def update_index(
     # Files merge that one segment covers.
     is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown or has_dead_rows
     if lance_kind is not None and rows >= index_rows and is_stale:
-        width = table.schema.field(VECTOR).type.list_size
-        table.create_index(VECTOR, config=_config(lance_kind, metric, width), replace=True)
+        width = call(table.schema).field(VECTOR).type.list_size
+        call(create_index, table, VECTOR, _config(lance_kind, metric, width))
         return rows
     # Few rows are left, which a search compares exactly; half, so that the index does not come back
     # with the next row.
     if segments and (is_other or rows < index_rows / 2):
-        table.drop_index(indices[0].name)
+        drop_index(table, indices[0].name)
         segments = 0
     return trained_rows if segments else 0
 
@@ -98,19 +97,35 @@ def update_text_index(table: Lance, language: str | None) -> None:
     indices = _text_indices(table)
     if language is None:
         if indices:
-            table.drop_index(indices[0].name)
+            drop_index(table, indices[0].name)
         return
     unindexed = sum(index.num_unindexed_rows or 0 for index in indices)
     details = [index.index_details or {} for index in indices]
     is_stale = any(entry.get("language") != language for entry in details)
-    has_grown = unindexed > table.count_rows() * MAX_UNINDEXED_SHARE
+    has_grown = unindexed > call(table.count_rows, None) * MAX_UNINDEXED_SHARE
     segments = sum(index.num_segments or 1 for index in indices)
     if not indices or is_stale or has_grown or segments >= MAX_SEGMENTS:
-        table.create_index(TEXT, config=text_config(language), replace=True)
+        call(create_index, table, TEXT, text_config(language))
+
+
+# These two are left out of the compiled module's types.
+def statistics(table: Any) -> dict[str, Any]:
+    """Of a table's rows and files, as LanceDB counts them."""
+    figures: dict[str, Any] = call(table.stats)
+    return figures
+
+
+def drop_index(table: Any, name: str) -> None:
+    call(table.drop_index, name)
+
+
+async def create_index(table: Lance, column: str, config: Any) -> None:
+    """Make the index of a column, in place of the one that it has."""
+    await table.create_index(column, config, True, None, name=None, train=True)
 
 
 def _text_indices(table: Lance) -> list[Any]:
-    return [index for index in table.list_indices() if index.columns == [TEXT]]
+    return [index for index in call(table.list_indices) if index.columns == [TEXT]]
 
 
 def text_config(language: str) -> Any:
@@ -132,20 +147,22 @@ def compact(table: Lance, has_dead_rows: bool) -> bool:
     if not has_dead_rows and not _is_scattered(table):
         return False
     for index in _text_indices(table):
-        table.drop_index(index.name)
-    table.optimize(cleanup_older_than=ALWAYS)
+        drop_index(table, index.name)
+    call(table.optimize, cleanup_since_ms=ALWAYS, delete_unverified=False)
     return True
 
 
 def _move_a_row(table: Lance) -> None:
     """Give a file with deleted rows another one to be merged with: alone, Lance rewrites none for
     less than a tenth of dead rows, and none of a million rows at all."""
-    statistics: Any = table.stats()  # a dict, whatever its annotation says
-    if statistics["fragment_stats"]["num_small_fragments"] > 1:
+    if statistics(table)["fragment_stats"]["num_small_fragments"] > 1:
         return
-    for row in table.search().select(["chunk_id"]).limit(1).to_list():
-        where = f"chunk_id = {quote_text(row['chunk_id'])}"
-        table.update(where=where, values_sql={"chunk_id": "chunk_id"})
+    query = table.query()
+    query.select_columns(["chunk_id"])
+    query.limit(1)
+    for batch in list(batches_of(query)):
+        for chunk_id in batch["chunk_id"].to_pylist():
+            call(table.update, {"chunk_id": "chunk_id"}, f"chunk_id = {quote_text(chunk_id)}")
 
 
 def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:
@@ -165,10 +182,12 @@ def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:
 
 def _is_scattered(table: Lance) -> bool:
     """Whether small files, dead rows or rows outside the index slow searches down."""
-    statistics: Any = table.stats()  # a dict, whatever its annotation says
-    files = statistics["fragment_stats"]
-    dead = 1 - statistics["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
-    unindexed = max((index.num_unindexed_rows or 0 for index in table.list_indices()), default=0)
+    figures = statistics(table)
+    files = figures["fragment_stats"]
+    dead = 1 - figures["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
+    unindexed = max(
+        (index.num_unindexed_rows or 0 for index in call(table.list_indices)), default=0
+    )
     return (
         files["num_small_fragments"] > MAX_SMALL_FILES
         or unindexed > MAX_UNINDEXED_ROWS

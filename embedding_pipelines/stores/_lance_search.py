@@ -19,13 +19,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
-from embedding_pipelines.stores._lance import address, lancedb, wait
-from embedding_pipelines.stores._lance_index import text_config
-from embedding_pipelines.vectors import Distance, to_matrix, unit
+from embedding_pipelines.stores._lance import address, call, connect, rows_of
+from embedding_pipelines.stores._lance_index import create_index, text_config
+from embedding_pipelines.vectors import Distance, to_matrix, to_numbers, unit
 
 if TYPE_CHECKING:
-    from lancedb.query import AsyncQueryBase
-    from lancedb.table import AsyncTable
+    from lancedb._lancedb import Table
 
 INTERNAL = ("partition", "chunk_digest", "vector_checksum")  # for updates, not for searchers
 BATCH_ROWS = 16_384  # rows to read at once: 100,000 x 128 codes in 21 ms, in lancedb's 1,024 in 65
@@ -34,12 +33,9 @@ SCAN_ROWS = 512  # rows to compare at once: 512 x 384 float32 stay in a processo
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of a table, by lancedb's async side.
+    """One version of a table."""
 
-    Its sync side waits for its own loop five times a search, twice of it for the schema.
-    """
-
-    table: AsyncTable
+    table: Table
     schema: pa.Schema
     columns: list[str]  # for a searcher
     is_int8: bool  # codes that lancedb does not search
@@ -56,26 +52,30 @@ class Snapshot:
         nprobes: int,
     ) -> pa.Table:
         """The `k` nearest rows with `_distance`; exact where the table has no index."""
-        query = self.table.query().nearest_to(vector).column(VECTOR)
-        query = query.distance_type(metric).nprobes(nprobes)
+        query: Any = self.table.query().nearest_to(to_numbers(vector))
+        query.column(VECTOR)
+        query.distance_type(metric)
+        query.nprobes(nprobes)
         if refine is not None:
-            query = query.refine_factor(refine)
+            query.refine_factor(refine)
         if filter:
             # Rows that pass may lie in any part of the index; without this some would be missing.
-            query = query.where(filter).maximum_nprobes(0)
-        return wait(query.select([*columns, "_distance"]).limit(k).to_arrow())
+            query.where(filter)
+            query.maximum_nprobes(0)
+        query.select_columns([*columns, "_distance"])
+        query.limit(k)
+        return call(rows_of, query)
 
     def by_text(self, text: str, k: int, filter: str | None, columns: list[str]) -> pa.Table:
         """The `k` rows that have words of `text`, by BM25 with `_score`; of equals by their id. A
         table without the index is read as a whole."""
-        from lancedb.query import MatchQuery
-
         # No query language: of a text with quotes, brackets or signs the words count.
-        words = MatchQuery(text, TEXT)  # type: ignore[call-arg]  # its defaults are pydantic's
-        query = self.table.query().nearest_to_text(words)
+        query: Any = self.table.query().nearest_to_text({"query": text, "columns": [TEXT]})
         if filter:
-            query = query.where(filter)
-        rows = wait(query.select([*columns, "_score"]).limit(k).to_arrow())
+            query.where(filter)
+        query.select_columns([*columns, "_score"])
+        query.limit(k)
+        rows = call(rows_of, query)
         return rows.sort_by([("_score", "descending"), (TABLE_KEY, "ascending")])
 
     def by_scan(
@@ -86,37 +86,43 @@ class Snapshot:
         Codes of zeros match nothing. It holds in memory the rows it compares, and a distance and a
         number of each row.
         """
-        query = self.table.query().select([VECTOR]).with_row_id()
+        query: Any = self.table.query()
+        query.select_columns([VECTOR])
+        query.with_row_id()
+        if filter:
+            query.where(filter)
         unit_vector = unit(np.asarray(vector, np.float32)[None])[0]
-        distances, rows = wait(_compare(query.where(filter) if filter else query, unit_vector))
+        distances, rows = call(_compare, query, unit_vector)
         if len(rows) > k:
             nearest = np.argpartition(distances, k - 1)[:k]
             distances, rows = distances[nearest], rows[nearest]
         order = np.lexsort((rows, distances))
         distances, rows = distances[order], rows[order]
-        take = self.table.take_row_ids(rows.tolist()).select(columns).with_row_id()
-        result = wait(take.to_arrow())  # in the order of the row ids
+        take: Any = self.table.take_row_ids(rows.tolist())
+        take.select_columns(columns)
+        take.with_row_id()
+        result = call(rows_of, take)  # in the order of the row ids
         place = np.argsort(result["_rowid"].to_numpy())[np.argsort(np.argsort(rows))]
         result = result.take(place).drop_columns("_rowid")
-        return result.append_column("_distance", pa.array(distances))
+        return result.append_column("_distance", to_numbers(distances))
 
 
 async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
-    table = await (await lancedb().connect_async(address(folder))).open_table(name)
+    table = await (await connect(address(folder))).open_table(name)
     await table.checkout(version)
     return await _snapshot_of(table)
 
 
 async def open_in_memory(rows: pa.Table, language: str | None) -> Snapshot:
     """As a table with these rows; with a full-text index if the texts' language is given."""
-    database = await lancedb().connect_async("memory://")
-    table = await database.create_table("rows", rows)
+    database = await connect("memory://")
+    table = await database.create_table("rows", "create", rows.to_reader())
     if language is not None and rows.num_rows:
-        await table.create_index(TEXT, config=text_config(language))
+        await create_index(table, TEXT, text_config(language))
     return await _snapshot_of(table)
 
 
-async def _snapshot_of(table: AsyncTable) -> Snapshot:
+async def _snapshot_of(table: Table) -> Snapshot:
     schema = await table.schema()
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)
     columns = [column for column in schema.names if column not in hidden]
@@ -125,12 +131,10 @@ async def _snapshot_of(table: AsyncTable) -> Snapshot:
     return Snapshot(table, schema, columns, is_int8, has_text_index)
 
 
-async def _compare(
-    query: AsyncQueryBase, vector: NDArray[np.float32]
-) -> tuple[NDArray[Any], NDArray[Any]]:
+async def _compare(query: Any, vector: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cosine distance float32[n] and row number uint64[n] of all rows but those of zeros."""
     distances, rows = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
-    async for batch in await query.to_batches(max_batch_length=BATCH_ROWS):
+    async for batch in await query.execute(BATCH_ROWS, None):
         codes = to_matrix(batch[VECTOR])
         for first, cosines in _cosines(codes, vector):
             matches = np.flatnonzero(np.isfinite(cosines))

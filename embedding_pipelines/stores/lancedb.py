@@ -30,7 +30,16 @@ from embedding_pipelines.stores._checksums import (
     updates_of,
     write_checksums,
 )
-from embedding_pipelines.stores._lance import quote_text, record_failure, short
+from embedding_pipelines.stores._lance import (
+    Source,
+    address,
+    batches_of,
+    call,
+    connect,
+    quote_text,
+    record_failure,
+    short,
+)
 from embedding_pipelines.stores._lance_index import (
     INDICES,
     MAX_UPDATES,
@@ -46,7 +55,8 @@ from embedding_pipelines.stores.filters import filter_error, store_filter
 from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
-    from lancedb.table import Table as Lance
+    from lancedb._lancedb import Connection
+    from lancedb._lancedb import Table as Lance
 
 Opened = TypeVar("Opened")
 
@@ -130,7 +140,7 @@ class Lancedb(Store):
         return LanceTable(folder, name, self)
 
     def in_memory(self, rows: pa.Table, language: str | None = None) -> Table:
-        return MemoryTable(_lance.wait(open_in_memory(rows, language)), self)
+        return MemoryTable(call(open_in_memory, rows, language), self)
 
     def score_texts(
         self, query: str, texts: Mapping[str, str], language: str | None
@@ -138,7 +148,7 @@ class Lancedb(Store):
         columns = {TABLE_KEY: [*texts], TEXT: [*texts.values()]}
         vectors = pa.array([[0.0]] * len(texts), pa.list_(pa.float32(), 1))
         rows = pa.table({**columns, VECTOR: vectors})
-        snapshot = _lance.wait(open_in_memory(rows, language))
+        snapshot = call(open_in_memory, rows, language)
         found = snapshot.by_text(query, len(texts), None, [TABLE_KEY])
         return dict(zip(found[TABLE_KEY].to_pylist(), found["_score"].to_pylist(), strict=True))
 
@@ -149,8 +159,11 @@ class Lancedb(Store):
     def drop(self, folder: Path, name: str) -> None:
         for manifest in LanceTable(folder, name, self)._manifests():
             delete(manifest)  # first: who searches it meanwhile sees that it is gone
-        with _lance.explain_errors(folder, name, "deleted"):
-            _lance.connect(folder).drop_table(name, ignore_missing=True)
+        with (
+            _lance.explain_errors(folder, name, "deleted"),
+            contextlib.suppress(FileNotFoundError),
+        ):
+            shutil.rmtree(folder / f"{name}{ENDING}")
         delete(folder / f"{name}{CHECKSUMS}")
 
 
@@ -161,8 +174,9 @@ class LanceTable(Table):
         self._snapshots: dict[int, Snapshot] = {}
 
     @functools.cached_property
-    def _connection(self) -> Any:
-        return _lance.connect(self.folder)
+    def _connection(self) -> Connection:
+        # Its tables see what other processes commit, however old a handle is.
+        return call(connect, address(self.folder), 0.0)
 
     @property
     def version(self) -> int | None:
@@ -176,7 +190,7 @@ class LanceTable(Table):
             newest = min(manifests)  # names count down from the largest number
             if not _is_torn(newest):
                 return VERSION_ZERO - int(newest.stem)
-        return int(self._open().version)
+        return call(self._open().version)
 
     @property
     def folder_of_files(self) -> Path:
@@ -227,21 +241,22 @@ class LanceTable(Table):
                 self.withdraw(None)  # the rest of a lost table of this name, or of a dead writer
                 # A schema that was read from another table says of its columns which one is the key.
                 plain = pa.schema([field.remove_metadata() for field in schema], schema.metadata)
-                new = self._connection.create_table(self.name, schema=plain)
+                new = call(self._connection.create_empty_table, self.name, "create", plain)
                 if TABLE_KEY in schema.names:  # candidates of `optimize` have vectors alone
-                    new.set_unenforced_primary_key(TABLE_KEY)
+                    call(new.set_unenforced_primary_key, [TABLE_KEY])
             table = self._open()
             self._delete_unnamed()
             for start in range(0, len(remove), REMOVE_IDS):
                 ids = ", ".join(map(quote_text, remove[start : start + REMOVE_IDS]))
-                table.delete(f"chunk_id IN ({ids})")
+                call(table.delete, f"chunk_id IN ({ids})")
         failures: list[BaseException] = []
         batches = record_failure(add, failures)
         first = next(batches, None)
         if first is None:
             return
         try:
-            table.add(pa.RecordBatchReader.from_batches(schema, itertools.chain([first], batches)))
+            rows = pa.RecordBatchReader.from_batches(schema, itertools.chain([first], batches))
+            call(table.add, Source(schema, lambda: rows), "append")
         except (RuntimeError, ValueError, OSError) as error:
             if failures:
                 raise failures[0] from error
@@ -260,7 +275,7 @@ class LanceTable(Table):
             if compact(table, is_due):
                 updates = 0
             update_text_index(table, language)
-            kept = {tag["version"] for tag in table.tags.list().values()}
+            kept = {tag["version"] for tag in call(table.tags.list).values()}
         self._delete_drafts()  # Lance passes over one that it could not delete itself
         folder = self.folder_of_files
         paths = (path for part in FIXED for path in (folder / part).rglob("*") if path.is_file())
@@ -295,10 +310,10 @@ class LanceTable(Table):
     def rows(self, version: int | None = None) -> int:
         table = self._open(version)
         with self._explained("read"):
-            return int(table.count_rows())
+            return call(table.count_rows, None)
 
     def schema(self, version: int | None = None) -> pa.Schema:
-        return self._open(version).schema
+        return call(self._open(version).schema)
 
     def scan(
         self, columns: Sequence[str], partition: str | None = None, version: int | None = None
@@ -306,14 +321,19 @@ class LanceTable(Table):
         table = self._open(version)
         with self._explained("read"):
             if partition is not None:
-                where = f"partition = {quote_text(partition)}"
-                yield from table.search().select(list(columns)).where(where).to_batches()
+                query = table.query()
+                query.select_columns(list(columns))
+                query.where(f"partition = {quote_text(partition)}")
+                yield from batches_of(query)
                 return
             if version is None:
-                table.checkout(table.version)
-            for first in range(0, table.count_rows(), SCANNED_ROWS):
-                query = table.search().select(list(columns)).offset(first).limit(SCANNED_ROWS)
-                yield from query.to_batches()
+                call(table.checkout, call(table.version))
+            for first in range(0, call(table.count_rows, None), SCANNED_ROWS):
+                query = table.query()
+                query.select_columns(list(columns))
+                query.offset(first)
+                query.limit(SCANNED_ROWS)
+                yield from batches_of(query)
 
     def columns(self, version: int) -> list[str]:
         return list(self._snapshot(version).columns)
@@ -379,17 +399,17 @@ class LanceTable(Table):
         table = self._open()
         with self._explained("tagged"):
             tags = table.tags
-            old = {name: tag["version"] for name, tag in tags.list().items()}
+            old = {name: tag["version"] for name, tag in call(tags.list).items()}
             versions = {
                 name: version for name, version in versions.items() if not self.lacks(version)
             }
             for name in old.keys() - versions.keys():
-                tags.delete(name)
+                call(tags.delete, name)
             for name, version in versions.items():
                 if name not in old:
-                    tags.create(name, version)
+                    call(tags.create, name, version)
                 elif old[name] != version:  # of a release that somebody began and never finished
-                    tags.update(name, version)
+                    call(tags.update, name, version)
 
     def _delete_unnamed(self) -> None:
         """Delete the files that no version names: writers that were killed left them."""
@@ -525,9 +545,9 @@ class LanceTable(Table):
         if version is not None:
             self._compare(version)
         with _lance.explain_open_errors(self.folder, self.name, version):
-            table: Lance = self._open_past_damage(lambda: self._connection.open_table(self.name))
+            table = self._open_past_damage(lambda: call(self._connection.open_table, self.name))
             if version is not None:
-                table.checkout(version)
+                call(table.checkout, version)
                 self._versions[version] = table
         return table
 
@@ -537,7 +557,7 @@ class LanceTable(Table):
             self._compare(version)
             with _lance.explain_open_errors(self.folder, self.name, version):
                 self._snapshots[version] = self._open_past_damage(
-                    lambda: _lance.wait(open_snapshot(self.folder, self.name, version))
+                    lambda: call(open_snapshot, self.folder, self.name, version)
                 )
         return self._snapshots[version]
 

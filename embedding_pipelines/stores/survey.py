@@ -4,21 +4,21 @@ Nothing is written, and the version stays the same while it is looked at.
 """
 
 import contextlib
-import datetime
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from embedding_pipelines.stores import _lance
+from embedding_pipelines.stores._lance import batches_of, call
 from embedding_pipelines.stores._manifest import named_by, rows_of_fragments
 
 if TYPE_CHECKING:
-    from lancedb.table import Table as Lance
+    from lancedb._lancedb import Table as Lance
 
 MANIFEST = ".manifest"
 SMALL_FILE_ROWS = 100_000  # as LanceDB's own statistics count
@@ -41,24 +41,28 @@ class Survey:
 
     def __init__(self, folder: Path, table: "Lance") -> None:
         self.folder, self._table = folder, table
-        self.schema: pa.Schema = table.schema
-        self.version, self.rows = int(table.version), int(table.count_rows())
+        self.schema: pa.Schema = call(table.schema)
+        self.version, self.rows = call(table.version), call(table.count_rows, None)
 
     def pages(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """All rows, so many at a time."""
         with self._explained("read"):
             for first in range(0, self.rows, rows):
-                query = self._table.search().select(list(columns)).offset(first).limit(rows)
-                yield from query.to_batches()
+                query = self._table.query()
+                query.select_columns(list(columns))
+                query.offset(first)
+                query.limit(rows)
+                yield from batches_of(query)
 
     @cached_property
     def indices(self) -> list[Index]:
         found = []
         with self._explained("read"):
-            for entry in self._table.list_indices():
-                statistics = self._table.index_stats(entry.name)
-                covered = statistics.num_indexed_rows if statistics else 0
-                rest = statistics.num_unindexed_rows if statistics else self.rows
+            table: Any = self._table
+            for entry in call(table.list_indices):
+                statistics = call(table.index_stats, entry.name)
+                covered = statistics["num_indexed_rows"] if statistics else 0
+                rest = statistics["num_unindexed_rows"] if statistics else self.rows
                 kind = str(entry.index_type)
                 found.append(Index(entry.name, kind, list(entry.columns), covered, rest))
         return found
@@ -122,11 +126,8 @@ def survey(folder: Path) -> Iterator[Survey]:
     folder = folder.absolute()
     name = folder.name.removesuffix(".lance")
     with _lance.explain_open_errors(folder.parent, name, None):
+        table = call(call(_lance.connect, _lance.address(folder.parent)).open_table, name)
         # One look: what is written meanwhile is of a later version.
-        database = _lance.lancedb().connect(
-            _lance.address(folder.parent), read_consistency_interval=datetime.timedelta(days=365)
-        )
-        table = database.open_table(name)
-        table.checkout(table.version)
+        call(table.checkout, call(table.version))
         opened = Survey(folder, table)
     yield opened

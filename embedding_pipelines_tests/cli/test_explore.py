@@ -1,6 +1,8 @@
 """The commands `clusters`, `outliers` and `export`: short tables for people, all of it as JSON."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,24 @@ def test_search_takes_words_or_a_document(command: Command) -> None:
     both = command("search", "p", "words", "--like", "drinks-1")
     assert (both.code, both.out) == (2, "")
     assert "Give a QUERY, --like and the id of a document" in both.err
+
+
+# Each takes from a tenth of a second to some, of a processor, at every search.
+HEAVY = (
+    *("torch", "transformers", "sentence_transformers", "dagster", "sqlalchemy"),
+    *("lancedb", "lance_namespace", "pandas", "pyarrow.dataset", "scipy", "sklearn", "matplotlib"),
+)
+
+
+def test_a_search_from_a_cold_process_imports_nothing_heavy(built: Path) -> None:
+    code = (
+        "import sys\nfrom embedding_pipelines.cli.main import main\n"
+        f"try: main()\nfinally: print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "--home", str(built), "search", "p", "tea", "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result_of(process.stdout)["hits"]
+    assert process.stderr == "\n"
 
 
 def test_classify_is_a_line_for_each_text(command: Command) -> None:

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Backend, OutOfMemory, TokenBatch
+from embedding_pipelines.inference.conversion import convert, describe
 from embedding_pipelines.inference.encoder import (
     CALIBRATION_TEXTS,
     Engine,
@@ -34,6 +36,7 @@ from embedding_pipelines.inference.encoder import (
     read_samples,
     token_batches,
 )
+from embedding_pipelines.inference.openvino import OpenVino
 from embedding_pipelines.inference.weights import model_folder
 from embedding_pipelines.providers.hf import Hf
 from embedding_pipelines.vectors import Vectors
@@ -175,6 +178,31 @@ def test_threads_share_an_engine(expected: Vectors) -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(engine.embed, [TEXTS] * 8, ["document"] * 8):
             assert cosines(found, expected).min() >= 0.9999
+
+
+def test_what_was_compiled_is_kept_without_the_weights_and_made_anew_where_it_is_damaged(
+    tmp_path: Path,
+) -> None:
+    cache, _ = describe(MINILM)
+    graph = convert(MINILM, cache).graph
+    for file in ("model.xml", "model.bin"):
+        shutil.copy2(graph.with_name(file), tmp_path)
+    tokens = TokenBatch(np.arange(1_000, 1_008), np.array([5, 3]))
+
+    def vectors() -> Vectors:
+        model = OpenVino(tmp_path / "model.xml", "float32")
+        return model.finish(model.start(tokens))
+
+    first = vectors()
+    (kept,) = tmp_path.glob("compiled-*/*.blob")
+    assert kept.stat().st_size < 1 << 20  # the weights are 91 MB
+    written = kept.stat().st_mtime_ns
+    np.testing.assert_allclose(vectors(), first, atol=1e-6)
+    assert kept.stat().st_mtime_ns == written
+    kept.chmod(0o600)
+    kept.write_bytes(b"half")
+    np.testing.assert_allclose(vectors(), first, atol=1e-6)
+    assert kept.stat().st_size > 1_000
 
 
 def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(

@@ -1,10 +1,12 @@
 """Where a model's files come from: a folder, a package with the official weights, then the hub; or
 one sentence."""
 
+import hashlib
 import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +72,36 @@ def test_a_model_that_is_nowhere_is_one_sentence(home: Path, no_network: list, m
     ) as caught:
         model_folder(model, None, home)
     assert "\n" not in str(caught.value)
+
+
+def test_the_digest_of_a_large_file_is_kept_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(_weights, "LARGE", 4)
+    file, read = tmp_path / "model.safetensors", list[str]()
+
+    def file_digest(stream: Any, name: str) -> Any:
+        read.append(stream.name)
+        return hashlib.new(name, stream.read())
+
+    def reads(content: bytes) -> int:
+        """How often the file is read by a process that comes anew."""
+        _weights._sha256.cache_clear()
+        read.clear()
+        assert _weights.file_sha256(file) == hashlib.sha256(content).hexdigest()
+        return len(read)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    file.write_bytes(b"weights")
+    assert [reads(b"weights"), reads(b"weights")] == [1, 1]  # it may be written again just now
+    monkeypatch.setattr(_weights, "SETTLED", -1)
+    assert [reads(b"weights"), reads(b"weights")] == [1, 0]
+    file.write_bytes(b"WEIGHTS")
+    assert [reads(b"WEIGHTS"), reads(b"WEIGHTS")] == [1, 0]
+    (record,) = (tmp_path / "cache" / "embedding-pipelines" / "digests").iterdir()
+    record.write_text(record.read_text().replace("sha256", "sha"))
+    assert [reads(b"WEIGHTS"), reads(b"WEIGHTS")] == [1, 0]
 
 
 def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:

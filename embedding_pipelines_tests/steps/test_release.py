@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,6 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.release import ReleaseStep, release
 from embedding_pipelines.steps.vector_store import table_state, update_vector_store
 from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest
-from embedding_pipelines.stores._lance import connect as _connect
 from embedding_pipelines_tests.chain import (
     checks_of,
     copy_home,
@@ -152,7 +152,7 @@ def table_of(home: Path) -> Any:
     context = run_of(home, "p")
     state = table_state(context)
     assert state is not None
-    return _connect(context.warehouse.tables).open_table(state.table)
+    return lancedb.connect(context.warehouse.tables).open_table(state.table)
 
 
 def accept_newest(home: Path) -> dict[str, Any]:

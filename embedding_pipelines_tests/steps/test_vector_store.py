@@ -15,6 +15,7 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores import lancedb
+from embedding_pipelines.stores._lance import call
 from embedding_pipelines_tests.chain import (
     live_rows,
     report,
@@ -48,7 +49,7 @@ def index_of(home: Path) -> str | None:
     release = Searcher(Warehouse(home), "p").release
     table = release.spec.store.table(Warehouse(home).tables, release.table)
     return next(
-        (str(index.index_type) for index in table._open(release.version).list_indices()), None
+        (str(index.index_type) for index in call(table._open(release.version).list_indices)), None
     )  # type: ignore[attr-defined]
 
 

@@ -11,6 +11,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.ranking import encode_queries
 from embedding_pipelines.schemas import DIGEST, digest, table_schema
 from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.stores._lance import call
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
 
@@ -76,7 +77,7 @@ def recall(
 
 
 def list_indexed_columns(table: LanceTable) -> list[list[str]]:
-    return [list(index.columns) for index in table._open().list_indices()]
+    return [list(index.columns) for index in call(table._open().list_indices)]
 
 
 def token_files(folder: Path) -> set[bytes]:

@@ -11,7 +11,13 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.ranking import encode_queries
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.stores._lance_index import INDICES, MAX_SEGMENTS, MAX_SMALL_FILES
+from embedding_pipelines.stores._lance import call
+from embedding_pipelines.stores._lance_index import (
+    INDICES,
+    MAX_SEGMENTS,
+    MAX_SMALL_FILES,
+    statistics,
+)
 from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
@@ -36,7 +42,7 @@ CHAINS = {
 
 
 def kinds(table: LanceTable) -> list[str]:
-    return [str(index.index_type) for index in table._open().list_indices()]
+    return [str(index.index_type) for index in call(table._open().list_indices)]
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -105,9 +111,9 @@ def test_many_small_updates_leave_few_files_and_few_parts_of_an_index(
     for n in range(800, 820):
         add(table, codec, vectors[n : n + 1], n, [f"{n - 800}"])
         trained = table.index("cosine", trained)
-        parts = [index.num_segments or 0 for index in table._open().list_indices()]
+        parts = [index.num_segments or 0 for index in call(table._open().list_indices)]
         assert sum(parts) <= MAX_SEGMENTS
-        assert table._open().stats()["fragment_stats"]["num_fragments"] <= MAX_SMALL_FILES
+        assert statistics(table._open())["fragment_stats"]["num_fragments"] <= MAX_SMALL_FILES
     assert trained == (0 if index_rows > 1_000 else 800)
     assert recall(table, codec, vectors[20:820], list(range(20, 820)), vectors[:20]) >= 0.98
 

@@ -19,8 +19,8 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.stores import _checksums
-from embedding_pipelines.stores._lance import connect
-from embedding_pipelines.stores._lance_index import MAX_SMALL_FILES, MAX_UPDATES
+from embedding_pipelines.stores._lance import call
+from embedding_pipelines.stores._lance_index import MAX_SMALL_FILES, MAX_UPDATES, statistics
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.decoded import read_data_file
@@ -39,11 +39,11 @@ def test_two_writers_who_merge_one_new_id_at_once_store_it_once_because_of_the_k
     if has_key:
         LanceTable(tmp_path, "p-1", Lancedb()).apply(SCHEMA, [], [batch(["old"])])
     else:  # as tables were made before: it shows that the key is what helps
-        connect(tmp_path).create_table("p-1", [batch(["old"])], SCHEMA)
+        lancedb.connect(tmp_path).create_table("p-1", [batch(["old"])], SCHEMA)
     barrier = threading.Barrier(2)
 
     def merge(name: str) -> None:
-        table = connect(tmp_path).open_table("p-1")
+        table = lancedb.connect(tmp_path).open_table("p-1")
         barrier.wait(60)
         merge = table.merge_insert("chunk_id").when_matched_update_all()
         merge.when_not_matched_insert_all().execute(pa.Table.from_batches([batch([name])]))
@@ -52,7 +52,7 @@ def test_two_writers_who_merge_one_new_id_at_once_store_it_once_because_of_the_k
     with ThreadPoolExecutor(2) as writers:
         for name in names:
             list(writers.map(merge, [name, name]))
-    counts = Counter(connect(tmp_path).open_table("p-1").to_arrow()["chunk_id"].to_pylist())
+    counts = Counter(lancedb.connect(tmp_path).open_table("p-1").to_arrow()["chunk_id"].to_pylist())
     assert counts.keys() == {"old", *names}
     # Without the key nearly each is there twice; one writer may be too quick for the other.
     assert max(counts.values()) == (1 if has_key else 2)
@@ -77,11 +77,11 @@ def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_
         table.tag(tags)
         if n < MAX_SMALL_FILES - 1:
             assert table.size_bytes() - grown < 0.1 * whole
-    versions = {entry["version"] for entry in table._open().list_versions()}
+    versions = {entry["version"] for entry in call(table._open().list_versions)}
     assert first not in versions
     assert set(tags.values()) <= versions
     assert len(versions) <= 3  # the newest update did not know yet that the oldest tag would go
-    assert table._open().stats()["fragment_stats"]["num_fragments"] < 4
+    assert statistics(table._open())["fragment_stats"]["num_fragments"] < 4
     assert all(table.rows(version) == 2_000 for version in tags.values())
 
 
@@ -90,7 +90,7 @@ def test_a_table_of_dead_rows_is_written_anew(tmp_path: Path) -> None:
     table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(1_000)])])
     table.apply(SCHEMA, [f"row{n}" for n in range(500)], [])
     table.index("cosine", 0)
-    assert table._open().stats()["fragment_stats"]["lengths"]["max"] == 500
+    assert statistics(table._open())["fragment_stats"]["lengths"]["max"] == 500
 
 
 def test_the_record_of_checksums_is_read_once_to_compare_a_version(
@@ -120,7 +120,7 @@ def test_the_version_is_the_one_of_lancedb(tmp_path: Path) -> None:
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
 
     def agree() -> int:
-        version = int(table._open().version)
+        version = call(table._open().version)
         other = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
         assert table.version == other.version == version
         return version
@@ -147,21 +147,32 @@ def test_the_version_is_the_one_of_lancedb(tmp_path: Path) -> None:
     agree()
     assert table.rows(second) == 310
     handle = table._open()
-    handle.restore(second)
+    call(handle.restore, second)
     assert agree() == second + 1
 
 
-def test_the_version_is_known_without_importing_lancedb(tmp_path: Path) -> None:
-    LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)).apply(SCHEMA, [], [batch(["a"])])
+def test_a_table_is_changed_and_searched_without_the_package_around_the_compiled_module(
+    tmp_path: Path,
+) -> None:
+    LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)).apply(SCHEMA, [], [batch(["a", "b"])])
     script = (
-        "import sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path; import numpy as np\n"
         "from embedding_pipelines.stores.lancedb import Lancedb, LanceTable\n"
-        "print(LanceTable(Path(sys.argv[1]), 'p-1', Lancedb()).version, 'lancedb' in sys.modules)"
+        "table = LanceTable(Path(sys.argv[1]), 'p-1', Lancedb())\n"
+        "table.apply(table.schema(), ['a'], [])\n"
+        "table.index('cosine', 0)\n"
+        "table.tag({'release-1': table.version})\n"
+        "query = np.ones(table.schema().field('vector').type.list_size, np.float32)\n"
+        "print(table.search(query, 5, 'cosine', None, table.version)['chunk_id'].to_pylist())\n"
+        "print(sorted(name for name in sys.modules if name.startswith(('lance', 'pandas'))))\n"
+        "import lancedb; print(lancedb.connect(sys.argv[1]).open_table('p-1').count_rows())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["3", "False"]
+    hits, loaded, rows = done.stdout.splitlines()
+    assert (hits, rows) == ("['b']", "1")
+    assert loaded == "['lancedb._lancedb', 'lancedb.background_loop']"
 
 
 def test_manifests_of_another_naming_are_left_to_lancedb(tmp_path: Path) -> None:
@@ -273,8 +284,8 @@ def test_versions_go_where_the_same_rows_change_for_ever(tmp_path: Path) -> None
         table.index("cosine", 0)
         version = table.version
         assert version is not None
-        assert [entry["version"] for entry in table._open().list_versions()] == [version]
-    assert table._open().stats()["fragment_stats"]["num_small_fragments"] <= MAX_SMALL_FILES
+        assert [entry["version"] for entry in call(table._open().list_versions)] == [version]
+    assert statistics(table._open())["fragment_stats"]["num_small_fragments"] <= MAX_SMALL_FILES
 
 
 def test_a_deleted_row_leaves_its_file_though_nothing_is_ever_added(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from embedding_pipelines.schemas import TEXT
 from embedding_pipelines.spec.search import Language
 from embedding_pipelines.stores import lancedb as lancedb_store
+from embedding_pipelines.stores._lance import call
 from embedding_pipelines.stores._lance_index import MAX_UNINDEXED_SHARE
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines_tests.stores.contract import SCHEMA, batch
@@ -34,7 +35,8 @@ def table_of(folder: Path, texts: dict[str, str], language: str | None = "Englis
 def matches(table: LanceTable, text: str, k: int = 10, filter: str | None = None) -> list[str]:
     version = table.version
     assert version is not None
-    return table.search_text(text, k, filter, version)["chunk_id"].to_pylist()
+    ids: list[str] = table.search_text(text, k, filter, version)["chunk_id"].to_pylist()
+    return ids
 
 
 def test_words_are_found_by_their_stems_and_signs_are_no_query_language(tmp_path: Path) -> None:
@@ -161,5 +163,5 @@ def test_a_flipped_bit_in_the_index_is_noticed(tmp_path: Path) -> None:
 
 
 def _index(table: LanceTable):  # type: ignore[no-untyped-def]
-    (index,) = table._open().list_indices()
+    (index,) = call(table._open().list_indices)
     return index
