@@ -1,6 +1,8 @@
 """Buckets to test with: a real S3 server on loopback, and a proxy before it that has faults.
 
-The server is moto. EMBEDDING_PIPELINES_TEST_S3 names the address of another one that runs already.
+The server is moto. EMBEDDING_PIPELINES_TEST_S3 names the address of another one that runs already:
+ministack, say, which is written independently of moto. It needs an environment of its own, since it pins
+another version of boto's core: `BIND_HOST=127.0.0.1 GATEWAY_PORT=4599 SERVICES=s3,sqs ministack`.
 """
 
 import contextlib
