@@ -37,6 +37,7 @@ faults: .venv/installed ## faults of disk and store, kills, random sequences, da
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 30
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 30 --flips
 	$(BIN)/python -m embedding_pipelines_tests.faults.fuzz 400
+	$(BIN)/python -m embedding_pipelines_tests.faults.images 40
 	$(BIN)/python -m embedding_pipelines_tests.faults.two_writers 30
 
 extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"
