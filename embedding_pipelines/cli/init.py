@@ -20,7 +20,12 @@ def init(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the pipeline (default: the file's).")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="As in a pipeline file.")] = "minilm",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="As in a pipeline file (default: minilm; of images, CLIP)."
+        ),
+    ] = None,
 ) -> Outcomes:
     """Write a pipeline file for source files, to be corrected.
 
@@ -35,7 +40,7 @@ def init(
 
     def show() -> None:
         say(
-            f"{path}, from {counted(guessed.rows, 'row')}:",
+            f"{path}, from {counted(guessed.rows, guessed.unit)}:",
             "",
             *guessed.pipeline(model).splitlines(),
         )

@@ -132,7 +132,7 @@ class Captions(BaseModel):
             for file in files:
                 for batch in table.read(file, ReadLog(rejected.append)):
                     for row in batch.to_pylist():
-                        name = _plain(row["document_id"])
+                        name = plain_path(row["document_id"])
                         texts.setdefault(name, []).append(row["text"] if self.text else "")
                         own = {key: row[key] for key in table.metadata_types}
                         columns.setdefault(name, own)
@@ -305,7 +305,7 @@ def _begin(file: SourceFile, pool: Pool) -> _Waiting:
     return file, len(data), pool.submit(images.look, data)
 
 
-def _plain(name: str) -> str:
+def plain_path(name: str) -> str:
     """A path as images have it: with slashes, and without a `./` before it."""
     return name.strip().replace("\\", "/").removeprefix("./")
 

@@ -32,12 +32,15 @@ from embedding_pipelines.sources.base import (
     column_name,
     fetched,
 )
+from embedding_pipelines.sources.images import OWN, TABLES, plain_path
 from embedding_pipelines.sources.paths import NoMatchError, find
 from embedding_pipelines.sources.sql import Sql, is_database, tables_of
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER
 
+DEFAULT_OF_TEXTS = "minilm"
+IMAGES, DEFAULT_OF_IMAGES = "images", {"provider": "clip", "model": "openai/clip-vit-base-patch32"}
 SAMPLE_ROWS = 500
 NO_COLUMN = "\0"  # a name that no file has
 DELIMITERS = ";\t|"
@@ -54,6 +57,7 @@ WORDS_OF_TEXT = 3.0  # a column with so many words on average is text
 MAX_ID_LETTERS = 128
 MAX_METADATA_LETTERS = 200
 MAX_METADATA = 30
+HALF = 0.5  # so many of a column's values have to name an image
 NEARLY_ALL = 0.95  # so many values of a type make a column of it, though the others are rejected
 SHOWN = 3  # examples in a note
 
@@ -68,29 +72,36 @@ class Guess:
     kind: str
     path: list[str]
     options: dict[str, Any]
-    rows: int  # of the sample
+    rows: int  # of the sample; of images, all
     id: str | None
     text: list[str]
     metadata: dict[str, str]
     notes: list[str] = field(default_factory=list)
     """Sentences: what a person has to know or to decide."""
 
-    def pipeline(self, model: str) -> str:
-        """The pipeline file, as YAML."""
+    @property
+    def unit(self) -> str:
+        """What was counted."""
+        return "image" if self.kind == IMAGES else "row"
+
+    def pipeline(self, model: str | None = None) -> str:
+        """The pipeline file, as YAML; with a model of the project's choice if none is named."""
         path = self.path[0] if len(self.path) == 1 else self.path
         place = {"path": path} if self.path else {}
         source: dict[str, Any] = {"kind": self.kind, **place, **self.options}
         if self.id:
             source["id"] = self.id
-        source |= {"text": self.text}
+        if self.text:
+            source["text"] = self.text
         if self.metadata:
             source["metadata"] = self.metadata
-        content = {"source": source, "model": model}
+        usual = DEFAULT_OF_IMAGES if self.kind == IMAGES else DEFAULT_OF_TEXTS
+        content = {"source": source, "model": model or usual}
         body = yaml.safe_dump(
             content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         )
         first = (
-            f"Guessed from {counted(self.rows, 'row')}. Change what is wrong; README "
+            f"Guessed from {counted(self.rows, self.unit)}. Change what is wrong; README "
             "explains the options."
         )
         comments = [line for note in (first, *self.notes) for line in textwrap.wrap(note, 98)]
@@ -115,6 +126,11 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
         for kind, source in sources.items()
         if any(file.name.lower().endswith(source.suffixes) for file in inputs)
     }
+    if IMAGES in kinds:
+        captions = _captions(home, inputs, sources)
+        if captions is not None or len(kinds) == 1:
+            return _guess_images(home, paths, sources[IMAGES], captions)
+        del kinds[IMAGES]  # pictures beside texts
     if len(kinds) != 1:
         several = f"of several formats: {', '.join(kinds)}"
         if not kinds:
@@ -130,6 +146,53 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     first = max(source.files(home), key=lambda file: file.size_bytes > 0)
     with fetched([first]) as local:
         return _guess(source, paths, next(local))
+
+
+def _guess_images(
+    home: Path, paths: list[str], images: type[Source], captions: dict[str, Any] | None
+) -> Guess:
+    options = {"captions": captions} if captions else {}
+    source = images.model_validate({"kind": IMAGES, "path": paths, **options})
+    count, notes = len(source.files(home)), source.omissions(home)
+    return Guess(IMAGES, paths, options, count, None, [], {}, notes)
+
+
+def _captions(
+    home: Path, inputs: Sequence[Input], sources: dict[str, type[FileSource]]
+) -> dict[str, Any] | None:
+    """The options of the table that has a column with the names of images; None if there is none."""
+    suffixes = sources[IMAGES].suffixes
+    images = [each for each in inputs if each.name.lower().endswith(suffixes)]
+    names = {name for each in images for name in (each.below, each.below.rpartition("/")[2])}
+    for table in inputs:
+        kind = next((kind for kind in TABLES if table.name.endswith(sources[kind].suffixes)), None)
+        if kind is None or not table.size_bytes:
+            continue
+        with fetched([table]) as local:
+            file = next(local)
+            source = sources[kind](kind=kind, path=(table.name,), text=(NO_COLUMN,))
+            shares = {
+                name: sum(plain_path(value) in names for value in values) / len(values)
+                for name in _names(source, file)
+                if (values := _values(source, name, file))
+            }
+            column = max(shares, key=shares.__getitem__, default="")
+            if shares.get(column, 0) < HALF:
+                continue
+            guessed = _guess(source, [table.name], file)
+        text = [name for name in guessed.text if name != column]
+        metadata = {
+            name: words
+            for name, words in guessed.metadata.items()
+            if name != column and column_name(name) not in OWN
+        }
+        options: dict[str, Any] = {"path": table.name, "file": column}
+        return (
+            options
+            | ({"text": text} if text else {})
+            | ({"metadata": metadata} if metadata else {})
+        )
+    return None
 
 
 def _guess_table(home: Path, path: str) -> Guess:
@@ -224,7 +287,7 @@ def name_of(files: Sequence[str]) -> str:
     return f"my_{name}" if keyword.iskeyword(name) or name in NOT_IN_DAGSTER else name
 
 
-def write_guess(home: Path, path: Path, guessed: Guess, model: str) -> None:
+def write_guess(home: Path, path: Path, guessed: Guess, model: str | None) -> None:
     """Write a new pipeline file. Raises ConfigError if there is one, or for a wrong model."""
     text = guessed.pipeline(model)
     parse_pipeline(text, path.stem, path.name)

@@ -11,7 +11,9 @@ import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.spec.guess import Guess, guess, name_of, write_guess
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines_tests.chain import live_rows, run_steps
+from embedding_pipelines_tests.drawn import write
 
 ROWS = [
     {
@@ -307,3 +309,36 @@ def test_no_id_unreadable_rows_and_names_of_results_are_told(
     assert "row 11 of a.csv" in unreadable
     assert "'score' is a name that results have already" in left_out
     assert "'nothing' has no value in the sample" in left_out
+
+
+def test_a_folder_of_images_is_a_source_with_the_table_that_names_them(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("1.png", "sub/2.jpg", "3.webp"):
+        write(photos / name, b"")
+    guessed = guess(tmp_path, [str(photos)])
+    assert (guessed.kind, guessed.rows, guessed.text, guessed.options) == ("images", 3, [], {})
+    (photos / "prices.csv").write_text("id,text\n1,a red chair\n")  # names none
+    table = "picture,words,album,width\n1.png,A red chair in a kitchen,home,3\n"
+    table += "1.png,One chair and no table,home,3\nsub/2.jpg,Someone asleep on a boat,trip,4\n"
+    (photos / "words.csv").write_text(table)
+    guessed = guess(tmp_path, [str(photos)])
+    assert guessed.options == {
+        "captions": {
+            "path": "photos/words.csv",
+            "file": "picture",
+            "text": ["words"],
+            "metadata": {"album": "string"},
+        }
+    }
+    path = tmp_path / "pipelines" / "photos.yaml"
+    write_guess(tmp_path, path, guessed, None)
+    spec = find_pipeline("photos", tmp_path)
+    assert (spec.source.kind, spec.model.kind) == ("images", "clip")
+    assert "# Guessed from 3 images." in path.read_text()
+    assert "no row of 1 of 3 images, such as 'photos/3.webp'" in " ".join(guessed.notes)
+
+
+def test_pictures_beside_texts_are_left_aside(tmp_path: Path) -> None:
+    write(tmp_path / "docs" / "a.md", b"# Chairs\nOf wood.\n")
+    write(tmp_path / "docs" / "a.png", b"")
+    assert guess(tmp_path, [str(tmp_path / "docs")]).kind == "markdown"
