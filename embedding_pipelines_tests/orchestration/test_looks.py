@@ -9,11 +9,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from embedding_pipelines.orchestration.looks import LISTED_SECONDS, Memory
+from embedding_pipelines.orchestration.looks import LISTED_SECONDS, Memory, look
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.documents import read_files, write_documents
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.buckets import Proxy, TestBucket
 from embedding_pipelines_tests.chain import run_steps
+from embedding_pipelines_tests.drawn import drawing, encoded
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     live_rows,
@@ -217,3 +221,24 @@ def test_what_failed_is_asked_for_again_after_a_while(shop: Shop) -> None:
 def test_any_cursor_that_is_not_its_own_lists(cursor: str | None) -> None:
     assert not Memory.of(cursor).is_calm
     assert time.time() - Memory.of(cursor).listed_at > LISTED_SECONDS
+
+
+def test_images_with_captions_are_listed_since_no_event_names_what_another_caption_changes(
+    home: Path, bucket: TestBucket, proxy: Proxy, instance: dg.DagsterInstance
+) -> None:
+    """The stamp of an image holds its caption's digest, which an event of the table does not tell."""
+    place, queue = f"{bucket.uri}/photos", new_queue(bucket)
+    bucket.put("photos/a.png", encoded(drawing(1)))
+    bucket.put("photos/words.csv", "file,text\na.png,a house\n")
+    captions = f"{{path: '{place}/words.csv', text: text}}"
+    text = f"source: {{kind: images, path: '{place}', captions: {captions}}}\n"
+    text += f"model: {{provider: clip}}\nevents: {queue.url}\npartitions: 2\n"
+    write_pipeline(home, "photos", text)
+    spec = find_pipeline("photos", home)
+    write_documents(Run(spec, Warehouse(home)))
+    calm = Memory(listed_at=time.time(), decision="null")
+    for words, is_new in (("a house", False), ("a home", True)):
+        bucket.put("photos/words.csv", f"file,text\na.png,{words}\n")
+        run = Run(spec, Warehouse(home))
+        (file,) = look(run, calm, time.time()).files
+        assert (file.stamp != tuple(read_files(run)[file.name].stamp)) is is_new

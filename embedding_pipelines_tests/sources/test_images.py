@@ -16,6 +16,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, Source, fetched
 from embedding_pipelines.sources.images import AHEAD
 from embedding_pipelines.sources.push import Push
+from embedding_pipelines_tests.buckets import TestBucket
 from embedding_pipelines_tests.contracts_sources import check_source, make
 from embedding_pipelines_tests.drawn import drawing, encoded, write
 
@@ -162,3 +163,32 @@ def read_ahead(source: Source, home: Path) -> tuple[list[Any], list[Any]]:
             for batch in reads(ReadLog(rejections.append)):
                 documents += batch.to_pylist()
     return documents, rejections
+
+
+def test_a_bucket_s_images_are_read_as_a_folder_s(tmp_path: Path, bucket: TestBucket) -> None:
+    data = {"x/1.png": encoded(drawing(1)), "2.webp": encoded(drawing(2), "WEBP", lossless=True)}
+    for name, content in data.items():
+        write(tmp_path / "photos" / name, content)
+        bucket.put(f"photos/{name}", content)
+    table = "file,text,album\nx/1.png,a house,trip\n"
+    write(tmp_path / "photos" / "captions.csv", table.encode())
+    bucket.put("photos/captions.csv", table)
+    documents = []
+    for place in ("photos", f"{bucket.uri}/photos"):
+        captions = {"path": f"{place}/captions.csv", "text": "text", "metadata": ["album"]}
+        source = make("images", place, captions=captions)
+        assert source.omissions(tmp_path) == [
+            f"{place}/captions.csv: no row of 1 of 2 images, such as '{place}/2.webp'"
+        ]
+        rows, rejections = read_ahead(source, tmp_path)
+        assert rejections == []
+        assert [row["uri"] for row in rows] == [f"{place}/2.webp", f"{place}/x/1.png"]
+        documents.append([{**row, "uri": "", "source_file": ""} for row in rows])
+    assert documents[0] == documents[1]
+    assert [row["text"] for row in documents[0]] == ["", "a house"]
+    before = {each.name: each.stamp for each in source.files(tmp_path)}
+    bucket.put("photos/captions.csv", table.replace("house", "home"))
+    after = {each.name: each.stamp for each in source.files(tmp_path)}
+    assert [name for name in after if before[name] != after[name]] == [
+        f"{bucket.uri}/photos/x/1.png"
+    ]
