@@ -38,7 +38,7 @@ from embedding_pipelines.steps.documents import (
     is_pushed,
     read_files,
 )
-from embedding_pipelines.steps.duplicates import KINDS, read_duplicates
+from embedding_pipelines.steps.duplicates import read_duplicates
 from embedding_pipelines.steps.output import output_state
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.steps.repair import damaged_states
@@ -168,13 +168,12 @@ def check_filter(word: str) -> str:
     return word
 
 
-def _duplicates(run: Run) -> dict[str, Any] | None:
-    """How many images are the same as another one, or look like it; None without images."""
+def _duplicates(run: Run) -> str | None:
+    """Groups of images that are the same or alike, and where they are listed; None without any."""
     if not run.spec.source.has_images:
         return None
-    groups = read_duplicates(run.folder.duplicates)
-    counts = {str(kind): groups.images(kind) for kind in KINDS}
-    return {**counts, "table": str(run.folder.duplicates)}
+    sentence = read_duplicates(run.folder.duplicates).sentence
+    return f"{sentence}: {run.folder.duplicates}" if sentence else None
 
 
 def _live(warehouse: Warehouse, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,6 @@ _QUARTER = 16
 _PAIRS_AT_ONCE = 1 << 22
 
 Kind = Literal["same", "alike"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS: dict[Kind, str] = {"same": "the same pixels", "alike": "nearly the same picture"}
 SCHEMA = pa.schema(
     [
