@@ -32,7 +32,7 @@ from embedding_pipelines_tests.chain import (
     write_pipeline,
 )
 from embedding_pipelines_tests.decoded import files_with
-from embedding_pipelines_tests.shared import at_work, machine, run_shared
+from embedding_pipelines_tests.shared import at_work, machine, remote_of, run_shared
 from embedding_pipelines_tests.stores.tables import token_files
 
 PIPELINE = """\
@@ -427,8 +427,13 @@ def test_what_is_forgotten_leaves_the_bucket_too(released: Path, tmp_path: Path)
     (released / "warehouse.yaml").write_text(f"bucket: {bucket.as_uri()}\n")
     with at_work(released):
         pass
-    assert forget_it(released, "ada").documents
-    assert len(list(bucket.rglob("generations/*.json"))) == 1
+    receipt = forget_it(released, "ada")
+    assert receipt.documents
+    # All that was published before is gone; the receipt, which says so, follows.
+    first, last = sorted(int(path.stem) for path in bucket.rglob("generations/*.json"))
+    read = remote_of(released).generations.read
+    (published,) = read(last).files.keys() - read(first).files.keys()
+    assert published == f"forgotten/receipts/{Path(receipt.path).name}"
     other = machine(tmp_path / "other", bucket.as_uri())
     write_pipeline(other, "p", PIPELINE)
     write_csv(other, "a.csv", [*ROWS, ("ada", f"{SECRET}.", "c")])
