@@ -22,6 +22,7 @@ HIDDEN_SECONDS = 20  # less than between two looks of a sensor, which so meets i
 AT_ONCE = 10  # messages of one reply, and of one deletion: SQS takes no more
 MOST_MESSAGES = 1_000  # of one look; the rest waits for the next
 PATIENCE_SECONDS = 10
+WAIT_SECONDS = 1  # for the first messages of a look
 ADDRESS = re.compile(r"https?://[^/\s]+/\S+")
 
 
@@ -65,7 +66,9 @@ class Queue:
                     QueueUrl=self._url,
                     MaxNumberOfMessages=AT_ONCE,
                     VisibilityTimeout=HIDDEN_SECONDS,
-                    WaitTimeSeconds=0 if events else 1,  # which asks all of the queue's machines
+                    WaitTimeSeconds=0
+                    if events
+                    else WAIT_SECONDS,  # which asks all of the queue's machines
                 )
                 messages = {each["MessageId"]: each for each in reply.get("Messages", [])}
                 is_new = not messages.keys() <= events.keys()

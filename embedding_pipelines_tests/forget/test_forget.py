@@ -22,6 +22,7 @@ from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import Warehouse, read_table
 from embedding_pipelines_tests.chain import (
+    copy_home,
     live_rows,
     report,
     run_of,
@@ -54,14 +55,20 @@ def release(home: Path, rows: list[tuple[str, ...]], pipeline: str = PIPELINE) -
     run_steps(home, "p")
 
 
-@pytest.fixture
-def released(home: Path) -> Path:
-    """A home whose pipeline holds the document `ada`: in two releases with other texts, in a
-    rejected record, in a report."""
+@pytest.fixture(scope="module")
+def released_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("released")
     release(home, [*ROWS, ("ada", f"{BEFORE}.", "c")])
     release(home, [*ROWS, ("ada", f"{SECRET}.", "c"), ("ada", f"{SECRET}, too.", "c")])
     write_report(Warehouse(home), "p", Silent())
     return home
+
+
+@pytest.fixture
+def released(home: Path, released_once: Path) -> Path:
+    """A home whose pipeline holds the document `ada`: in two releases with other texts, in a
+    rejected record, in a report."""
+    return copy_home(released_once, home)
 
 
 def forget_it(home: Path, *ids: str, files: tuple[str, ...] = ()) -> Receipt:

@@ -31,8 +31,9 @@ from embedding_pipelines_tests.queues import TestQueue, new_queue
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that was taken is there again at the next look."""
-    monkeypatch.setattr("embedding_pipelines.sources.events.HIDDEN_SECONDS", 0)
+    """A message that was taken is there again at the next look, and an empty queue says so."""
+    for name in ("HIDDEN_SECONDS", "WAIT_SECONDS"):
+        monkeypatch.setattr(f"embedding_pipelines.sources.events.{name}", 0)
 
 
 class Shop:

@@ -17,6 +17,7 @@ from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
+    copy_home,
     live_rows,
     report,
     run_of,
@@ -54,9 +55,14 @@ def there(tmp_path: Path) -> Path:
     return home
 
 
+@pytest.fixture(scope="module")
+def here_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("here"), ROWS)
+
+
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
-    return built(tmp_path / "here", ROWS)
+def here(tmp_path: Path, here_once: Path) -> Path:
+    return copy_home(here_once, tmp_path / "here")
 
 
 def carry(here: Path, there: Path, with_shards: bool = True) -> Path:

@@ -1,5 +1,6 @@
 """SageMaker, against the control plane that moto has: what is created, replaced and removed."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,13 @@ sagemaker:
     assert read_deployments(Warehouse(built).pipeline("p")) == []
 
 
+@functools.cache  # to make one takes a tenth of a second
+def client_of(address: str, service: str) -> Any:
+    return boto3.client(service, region_name="us-east-1", endpoint_url=address)
+
+
 def client(bucket: TestBucket, service: str) -> Any:
-    return boto3.client(service, region_name="us-east-1", endpoint_url=bucket.address)
+    return client_of(bucket.address, service)
 
 
 def everything(bucket: TestBucket) -> list[list[str]]:
