@@ -90,6 +90,36 @@ def test_an_open_searcher_sees_what_is_put_replaced_and_deleted(files: Path) -> 
         assert "new" not in texts(searcher.search("text", 50).hits)
 
 
+def test_few_rows_beside_many_are_found_as_in_one_table(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hits(searcher: Searcher) -> list[tuple[str, str, float]]:
+        found = [
+            (hit.document_id, hit.text, round(hit.score, 4))
+            for mode in ("vector", "text", "hybrid")
+            for hit in searcher.search("text 3 fresh", 50, mode=mode).hits
+        ]
+        return sorted(found)
+
+    monkeypatch.setattr(overlay, "MANY_ROWS", 0)
+    monkeypatch.setattr(overlay, "FEW_SHARE", 0.5)
+    with Searcher(Warehouse(files), "p") as searcher:
+        push(files, *((f"n{number}", f"text {number}") for number in range(8)))
+        hits(searcher)
+        for words in ("fresh", "fresh text 3", "text 3"):  # replaced in both tables
+            push(files, ("n3", words), ("f1", words))
+            delete(files, "n5")
+            hits(searcher)
+            assert len(searcher._overlay._parts.own) == 2
+            with Searcher(Warehouse(files), "p") as fresh:
+                assert len(fresh._overlay._parts.own) == 0  # nobody has searched
+                assert hits(searcher) == hits(fresh)
+                assert len(fresh._overlay._parts.own) == 1
+        push(files, *((f"m{number}", f"text {number}") for number in range(8)))
+        hits(searcher)
+        assert len(searcher._overlay._parts.own) == 1  # they were many
+
+
 def test_what_was_withdrawn_is_gone_though_the_log_was_merged_before_anybody_looked(
     files: Path,
 ) -> None:
@@ -164,8 +194,7 @@ def test_a_vector_is_the_same_bit_by_bit_and_no_text_is_embedded_twice(files: Pa
     maker = overlay.RowMaker
     searcher = Searcher(Warehouse(files), "p")
     searcher.search("text")
-    assert searcher._overlay._rows is not None
-    rows = {row["chunk_id"]: row for row in searcher._overlay._rows.to_pylist()}
+    rows = {row["chunk_id"]: row for row in searcher._overlay._parts.many.to_pylist()}
     assert len(rows) > 3
     reports = run_steps(files, "p")
     embedded = [each.statistics for each in reports if each.step == "embeddings"]
