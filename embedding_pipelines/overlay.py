@@ -119,13 +119,13 @@ class RowMaker:
             count += part.usage.embedded
             owners = part.rows["document_id"].to_pylist()
             without |= {owners[row]: reason for row, reason in part.rejected.items()}
-            kept = np.isin(np.arange(part.rows.num_rows), list(part.rejected), invert=True)
-            rows, vectors = part.rows.filter(pa.array(kept)), part.vectors[kept]
+            mask = np.isin(np.arange(part.rows.num_rows), list(part.rejected), invert=True)
+            rows, vectors = part.rows.filter(pa.array(mask)), part.vectors[mask]
             if not rows.num_rows:
                 continue
             names = spec.partition_names
             partitions = [
-                names[partition_of(owners[at], len(names))] for at in np.flatnonzero(kept)
+                names[partition_of(owners[at], len(names))] for at in np.flatnonzero(mask)
             ]
             values: dict[str, pa.Array] = {
                 "partition": pa.array(partitions, pa.string()),
@@ -274,8 +274,8 @@ class Overlay:
             hidden.add(name)
             if change.record is not None:
                 records[name] = change.record
-        rows, given = self._maker.rows(list(records.values())), list(records)
-        unread |= {given[rejection.row]: rejection.reason for rejection in rows.rejected}
+        rows, names = self._maker.rows(list(records.values())), list(records)
+        unread |= {names[rejection.row]: rejection.reason for rejection in rows.rejected}
         unread |= rows.without_vector
         language = self._release.spec.search.text_index
         self._parts = self._parts.changed(words.keys(), rows.table, self._store, language)
@@ -381,7 +381,10 @@ class Overlaid:
     def _own(self, rows_of: Callable[[Table, int, int], pa.Table], k: int) -> Iterator[pa.Table]:
         """The first `k` rows of each table in memory."""
         for own in self._view.own:
-            search = functools.partial(rows_of, own.table, version=OWN_VERSION)
+
+            def search(k: int, table: Table = own.table) -> pa.Table:
+                return rows_of(table, k, OWN_VERSION)
+
             yield _visible(search, k, own.hidden_ids)
 
     def search_text(
@@ -418,25 +421,25 @@ class Overlaid:
         """The `k` nearest rows, by `score`, out of the `k` nearest ones of the table alone; None
         where too many of these are hidden to tell."""
         view = self._view
-        kept = near.filter(pc.invert(pc.is_in(near["document_id"], view.hidden_ids)))
-        if kept.num_rows < k <= near.num_rows:
+        rows = near.filter(pc.invert(pc.is_in(near["document_id"], view.hidden_ids)))
+        if rows.num_rows < k <= near.num_rows:
             return None
 
         def rows_of(table: Table, k: int, version: int) -> pa.Table:
             return nearest(table, codec, vector, k, None, version)
 
         for mine in self._own(rows_of, k):
-            kept = _best(kept, mine, ("score", "descending"), k)
-        return kept
+            rows = _best(rows, mine, ("score", "descending"), k)
+        return rows
 
 
 def _visible(rows_of: Callable[[int], pa.Table], k: int, hidden: pa.Array) -> pa.Table:
     """The first `k` rows that are not those of hidden documents."""
     for more in itertools.count():
         rows = rows_of(k << more)
-        kept = rows.filter(pc.invert(pc.is_in(rows["document_id"], hidden)))
-        if kept.num_rows >= k or rows.num_rows < k << more:
-            return kept.slice(0, k)
+        visible = rows.filter(pc.invert(pc.is_in(rows["document_id"], hidden)))
+        if visible.num_rows >= k or rows.num_rows < k << more:
+            return visible.slice(0, k)
     raise AssertionError
 
 

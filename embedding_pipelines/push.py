@@ -181,9 +181,9 @@ class Pusher:
         self, ids: Sequence[str], documents: Sequence[Mapping[str, Any]], place: Place
     ) -> None:
         forgotten = forgotten_by(self._run)
-        gone = {at: _FORGOTTEN for at, name in enumerate(ids) if forgotten.has("id", name)}
-        if gone:
-            raise self._error(gone, documents, place)
+        faults = {at: _FORGOTTEN for at, name in enumerate(ids) if forgotten.has("id", name)}
+        if faults:
+            raise self._error(faults, documents, place)
 
     def _check_rows(self, rows: Rows, ids: Sequence[str], place: Place) -> None:
         """Raises DocumentError for documents of which there would be nothing to search."""
@@ -207,8 +207,8 @@ class Pusher:
         key = Push.of(self._run.spec.source).id
         lines = []
         for at in sorted(faults)[:SHOWN]:
-            given = documents[at]
-            name = given if isinstance(given, str) else given.get(key)
+            document = documents[at]
+            name = document if isinstance(document, str) else document.get(key)
             which = place(at) + (f" ({key} {repr(name)[:60]})" if name is not None else "")
             lines.append(f"{which}: {faults[at]}")
         more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
@@ -219,11 +219,11 @@ class Pusher:
         words = self._log.words()
         if kind == "withdraw":
             return [name for name in ids if name not in words or words[name].kind == "withdraw"]
-        asked = [name for name in ids if name not in words or words[name].kind == "withdraw"]
-        left = {*asked}
-        left -= self._maker.released(asked)
-        gone = {name for name in ids if name in words and words[name].kind == "delete"}
-        return [name for name in ids if name in left or name in gone]
+        candidates = [name for name in ids if name not in words or words[name].kind == "withdraw"]
+        left = {*candidates}
+        left -= self._maker.released(candidates)
+        deletions = {name for name in ids if name in words and words[name].kind == "delete"}
+        return [name for name in ids if name in left or name in deletions]
 
 
 _FORGOTTEN = (

@@ -384,8 +384,8 @@ class Searcher:
         types = self.release.spec.metadata_types
         schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
         parts, results = list[pa.Table](), list[SearchResult]()
-        found = self._ranked(asked, k, filter, mode, reranker)
-        for query, each in zip(queries, found, strict=True):
+        tables = self._ranked(asked, k, filter, mode, reranker)
+        for query, each in zip(queries, tables, strict=True):
             rows = each.select(schema.names).cast(schema)
             parts.append(rows)
             results.append(self._result(rows, query, mode, started, notes, reranker))

@@ -181,18 +181,18 @@ class Keys:
             raise Unauthorized(
                 f"This server needs a key. Send the header `Authorization: Bearer ${KEY_VARIABLE}`."
             )
-        given, found = _hash(token), None
+        digest, match = _hash(token), None
         for key in keys:  # all are compared, each in constant time: how long it takes says nothing
-            found = key if hmac.compare_digest(given, key.hash) else found
-        if found is None:
+            match = key if hmac.compare_digest(digest, key.hash) else match
+        if match is None:
             raise Unauthorized(
                 f"The key is wrong. Set ${KEY_VARIABLE} to one that this server has."
             )
-        if SCOPES.index(found.scope) < SCOPES.index(scope):
-            raise Forbidden(f"The key {found.name!r} may {found.scope}; this takes {scope}.")
-        if found.per_minute is not None:
-            self._take(found, found.per_minute)
-        return found.name
+        if SCOPES.index(match.scope) < SCOPES.index(scope):
+            raise Forbidden(f"The key {match.name!r} may {match.scope}; this takes {scope}.")
+        if match.per_minute is not None:
+            self._take(match, match.per_minute)
+        return match.name
 
     def _take(self, key: Key, per_minute: int) -> None:
         now = self._clock()

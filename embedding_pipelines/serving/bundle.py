@@ -298,13 +298,13 @@ class _Source:
         texts, codes = self._sample()
         rows = list[dict[str, Any]]()
         for input_type in get_args(InputType):
-            given = [*CANARIES, *(texts if input_type == "document" else [])]
-            vectors = _embed(given, self.model, input_type)
+            every = [*CANARIES, *(texts if input_type == "document" else [])]
+            vectors = _embed(every, self.model, input_type)
             if input_type == "document":
                 self._compare(texts, vectors[len(CANARIES) :], codes)
             rows += [
                 {"input_type": input_type, "text": text, VECTOR: vector.tolist()}
-                for text, vector in zip(given, vectors, strict=True)
+                for text, vector in zip(every, vectors, strict=True)
                 if np.isfinite(vector).all()  # else the model rejects the text
             ]
         pq.write_table(pa.Table.from_pylist(rows, _golden_schema(self.model)), path)

@@ -232,9 +232,9 @@ class EmbeddingPipelines(_Client):
         """The run, once it has succeeded. Raises RunFailed with the reason if it has not,
         TimeoutError if it takes longer; it goes on all the same."""
         waiting = _Waiting(run, timeout_seconds)
-        while (found := waiting.look(self.get_run(run))) is None:
+        while (result := waiting.look(self.get_run(run))) is None:
             time.sleep(waiting.pause)
-        return found
+        return result
 
     def embed(
         self,
@@ -362,9 +362,9 @@ class AsyncEmbeddingPipelines(_Client):
 
     async def wait(self, run: RunReply | str, timeout_seconds: float | None = None) -> RunReply:
         waiting = _Waiting(run, timeout_seconds)
-        while (found := waiting.look(await self.get_run(run))) is None:
+        while (result := waiting.look(await self.get_run(run))) is None:
             await asyncio.sleep(waiting.pause)
-        return found
+        return result
 
     async def embed(
         self,
@@ -491,11 +491,11 @@ def search(
     queries = query if isinstance(query, str) else list(query)
     body = {"query": queries, "pipeline": pipeline, "k": k, "filter": filter, "mode": mode}
     body["rerank"] = rerank
-    given = {name: value for name, value in body.items() if value is not None}
+    body = {name: value for name, value in body.items() if value is not None}
     kind: type[SearchAnswer | SearchAnswers] = (
         SearchAnswer if isinstance(query, str) else SearchAnswers
     )
-    return Call("POST", "/search", _as(kind), given)
+    return Call("POST", "/search", _as(kind), body)
 
 
 class _Waiting:

@@ -136,10 +136,10 @@ class _Taker:
             read_forgotten(list_here),
             read_forgotten(self.own.forgotten / f"{self.name}.json"),
         )
-        gone = self._leave_out(release, model, here)
+        count = self._leave_out(release, model, here)
         release = live_release(self.there)
         result = Imported(
-            self.name, 0, before.live, release.rows, round(least, 6), self.goes_on, gone
+            self.name, 0, before.live, release.rows, round(least, 6), self.goes_on, count
         )
         self._place_files(result)
         if theirs and self.goes_on:

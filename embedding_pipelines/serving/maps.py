@@ -69,8 +69,8 @@ class Maps:
 
 def _without(places: MapResponse, hidden: Collection[str]) -> MapResponse:
     """A map without some documents."""
-    kept = [at for at, document in enumerate(places.documents) if document not in hidden]
+    rows = [at for at, document in enumerate(places.documents) if document not in hidden]
     names = ("chunks", "documents", "texts", "x", "y")
     return places.model_copy(
-        update={name: [getattr(places, name)[at] for at in kept] for name in names}
+        update={name: [getattr(places, name)[at] for at in rows] for name in names}
     )

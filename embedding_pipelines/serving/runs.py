@@ -180,12 +180,12 @@ class Runs:
     def read(self, run_id: str) -> Record:
         """The record of an id, as it was written last. Raises NotFound."""
         try:
-            known = read_json(self.folder / f"{uuid.UUID(run_id)}.json")
+            values = read_json(self.folder / f"{uuid.UUID(run_id)}.json")
         except ValueError:  # and so nothing else is ever part of a path
-            known = None
-        if known is None:
+            values = None
+        if values is None:
             raise NotFound(f"There is no run {run_id[:64]!r}. Ids are those that a 202 names.")
-        return Record.model_validate(known)
+        return Record.model_validate(values)
 
     def _records(self, pipeline: str) -> Iterator[Record]:
         for path in list_files(self.folder, "*.json"):

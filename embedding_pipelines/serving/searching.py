@@ -105,9 +105,9 @@ async def search_pipeline(
     results = list["SearchResult"]()
     for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
         some = slice(first, first + QUERIES_AT_ONCE)
-        given = None if vectors is None else vectors[some]
+        some_vectors = None if vectors is None else vectors[some]
         results += await asyncio.to_thread(
-            searcher.search_embedded, queries[some], given, space, most, filter, mode
+            searcher.search_embedded, queries[some], some_vectors, space, most, filter, mode
         )
     for result in results:
         result.notes.extend(notes)

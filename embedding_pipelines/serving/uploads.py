@@ -207,19 +207,19 @@ class Uploads:
         """A line for each release that went, and whether the pipeline has nothing else here."""
         folder = self.warehouse.pipeline(pipeline)
         releases = read_releases(folder)
-        gone = [entry for entry in releases.releases if entry.number in record["releases"]]
-        kept = [entry for entry in releases.releases if entry not in gone]
-        numbers = [entry.number for entry in kept]
+        ours = [entry for entry in releases.releases if entry.number in record["releases"]]
+        rest = [entry for entry in releases.releases if entry not in ours]
+        numbers = [entry.number for entry in rest]
         live = releases.live if releases.live in numbers else record["before"]
         live = live if live in numbers else max(numbers, default=None)
-        after = Releases(live=live, releases=kept)
+        after = Releases(live=live, releases=rest)
         write_releases(folder, after)
-        if gone:
-            drop_tables(self.warehouse, folder, gone[0], after)
-        lines = [f"release {entry.number} of {pipeline}, table {entry.table}" for entry in gone]
+        if ours:
+            drop_tables(self.warehouse, folder, ours[0], after)
+        lines = [f"release {entry.number} of {pipeline}, table {entry.table}" for entry in ours]
         if live is not None and live != releases.live:
             lines.append(f"the switch from release {live} of {pipeline}, which is live again")
-        return lines, not kept and not folder.table_state.exists()
+        return lines, not rest and not folder.table_state.exists()
 
     def _sweep(self, pipeline: str | None = None) -> int:
         """Delete uploads that nothing has changed for long; of a pipeline, all but what is proven.

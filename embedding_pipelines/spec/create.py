@@ -20,9 +20,9 @@ from embedding_pipelines.variables import VARIABLE
 
 MAX_SAME = 1000  # pipelines of one name, numbered
 LEAVES = re.compile(
-    r"(?:file:/*|sqlite(?:\+\w+)?:/{3})?"
+    r"(?:file:/*|sqlite(?:\+\w+)?://[^/]*/)?"
     r"(?:[/~\\].+|\$\{.+|[A-Za-z]:[/\\].*|(?:.*[/\\])?\.\.(?:[/\\].*)?)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.DOTALL,
 )
 NOT_PATHS = ("name", "description", "owners")
 

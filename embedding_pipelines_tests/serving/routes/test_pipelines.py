@@ -89,6 +89,11 @@ def test_the_same_configuration_is_the_same_pipeline(client: TestClient) -> None
             {"model": "hashing", "source": {"kind": "sql", "url": "sqlite:////etc/x.db"}},
             "source.url",
         ),
+        (
+            {"model": "hashing", "source": {"kind": "sql", "url": "sqlite://localhost//etc/x.db"}},
+            "source.url",
+        ),
+        ({**CONFIG, "data_path": "data\n/../../x.csv"}, "outside the server's home folder"),
         ({**CONFIG, "evaluation": {"qrels": "../qrels.tsv"}}, "evaluation.qrels"),
         (
             {"model": {"provider": "hf", "model": "/root/model"}, "data_path": "a.csv"},
