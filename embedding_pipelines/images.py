@@ -199,10 +199,12 @@ def _open(data: bytes) -> "ImageFile":
     try:
         image: ImageFile = pillow.open(io.BytesIO(data), formats=_formats())
     except pillow.UnidentifiedImageError as error:
-        if data[4:12] in _HEIF_BRANDS:
+        if data[4:12] in _HEIF_BRANDS and HEIF not in _formats():
             raise ImageError("it is HEIC: run pip install pillow-heif, which reads it") from error
         kinds = ", ".join(name.lower() for name in _formats())
-        raise ImageError(f"the content is no image of a format that is read: {kinds}") from error
+        raise ImageError(
+            f"the content is no image of a format that is read ({kinds}), or its beginning is broken"
+        ) from error
     except pillow.DecompressionBombError as error:
         raise ImageError(f"it has more pixels than the {MAX_PIXELS:,} that are read") from error
     except Exception as error:  # whatever Pillow makes of damaged bytes

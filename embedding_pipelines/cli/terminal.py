@@ -208,14 +208,21 @@ def print_rejected(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def print_hits(console: Console, result: "SearchResult") -> None:
-    """Search results, nearest first; on a terminal an excerpt of each."""
+    """Search results, nearest first; on a terminal an excerpt of each. Digests of images say nothing
+    to people."""
+    from embedding_pipelines.sources.images import DIGESTS
+
     for rank, hit in enumerate(result.hits, 1):
         line = Text(f"{rank:>2}  {hit.score:.3f}  {printable(hit.document_id)}", style="bold")
+        unsaid = DIGESTS if hit.metadata.keys() >= {*DIGESTS} else ()
         for name, value in hit.metadata.items():
+            if name in unsaid:
+                continue
             line.append(f"  {name}={_cell(value)}", style="not bold dim")
         console.print(line, soft_wrap=True)
-        text = _fold(console, printable(hit.text), EXCERPT_INDENT, EXCERPT_LINES)
-        console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
+        if hit.text:
+            text = _fold(console, printable(hit.text), EXCERPT_INDENT, EXCERPT_LINES)
+            console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
     nothing = "" if result.hits else "nothing found, "
     seconds = result.milliseconds / 1000
     mode = "" if result.mode == "vector" else f" by {result.mode}"

@@ -47,6 +47,7 @@ OWN = {  # the columns of every image; `image` is null in documents that program
     "uri": "string",
     "perceptual": "string",
 }
+DIGESTS = ("image", "perceptual")
 AHEAD = 32  # images that are decoded, or wait for it, while the first is awaited
 AHEAD_BYTES = 64 * 2**20  # of their files, unless one is larger
 SHOWN = 3  # names in a note

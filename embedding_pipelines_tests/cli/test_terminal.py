@@ -226,6 +226,17 @@ def test_hits_on_a_terminal_are_excerpts_with_a_margin() -> None:
     assert summary == "p, release 2: 1.23 s"
 
 
+def test_a_hit_of_an_image_is_a_line_without_digests() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    print_hits(console, _result("", image="ab12", format="jpeg", perceptual="cd34"))
+    first, *rest = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first.endswith("format=jpeg")
+    assert "ab12" not in first
+    assert len(rest) == 1
+    print_hits(console, _result("A chair.", image="chair.png"))  # a column of a table of texts
+    assert "image=chair.png" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_hits_in_a_pipe_are_whole() -> None:
     console, written = _console(width=60)
     print_hits(console, _result("word\n" * 100))
