@@ -38,6 +38,7 @@ STATISTICS: dict[str, dict[str, Any]] = {
     "vector_store": {"rows": 2, "added": 2, "removed": 0},
     "checks": {"checks": 13, "passed": 12, "recall_at_10": 0.9912, "known_item_recall": 0.87},
     "release": {"release": 3, "live": 3},
+    "output": {"rows": 2, "of_release": 3, "output": "out", "written": 2},
 }
 
 
@@ -145,7 +146,7 @@ def test_a_bar_waits_for_the_next_step() -> None:
         assert [task.description for task in progress._bars.tasks] == ["documents"]
         progress.finish(StepReport("documents", True, STATISTICS["documents"]))
         assert [task.description for task in progress._bars.tasks] == ["chunks"]
-        progress.finish(StepReport("release", True, STATISTICS["release"]))
+        progress.finish(StepReport("output", True, STATISTICS["output"]))
         assert not progress._bars.tasks
 
 
