@@ -11,10 +11,10 @@ EXTRAS := .[dev]
 TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test browser faults extras bench dev lint lock clean
+.PHONY: help run test browser clip-demo faults extras bench dev lint lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/installed ## example data, two pipelines, three searches
 	$(BIN)/embedding-pipelines example
@@ -29,6 +29,9 @@ test: .venv/installed ## the whole test suite
 
 browser: .venv/installed ## the search page in Chromium, which has to be installed
 	$(BIN)/python -m pytest -m browser
+
+clip-demo: .venv/installed ## images from bucket to bucket on a loopback S3 server; MODEL=openai/clip-vit-base-patch32
+	@$(BIN)/python -m scripts.clip_demo $(MODEL)
 
 faults: .venv/installed ## faults of disk and store, kills, random sequences, damages: four minutes
 	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 60 --command 6

@@ -101,7 +101,7 @@ class TestBucket:
 
     def copy(self, key: str, to: str) -> None:
         source = {"x-amz-copy-source": quote(f"/{self.name}/{key}")}
-        request(self.address, "PUT", f"/{self.name}/{to}", **source)
+        request(self.address, "PUT", f"/{self.name}/{to}", b"", **source)
 
     def delete(self, *keys: str) -> None:
         for key in keys:

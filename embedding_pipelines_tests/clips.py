@@ -33,7 +33,7 @@ def tiny_clip(folder: Path, **settings: Any) -> Path:
         projection_dim=DIMENSIONS,
     )
     torch.manual_seed(0)
-    CLIPModel(config).eval().save_pretrained(folder)
+    CLIPModel(config).eval().save_pretrained(folder)  # type: ignore[no-untyped-call]
     return _preprocessor(
         folder,
         {
@@ -59,7 +59,7 @@ def tiny_siglip(folder: Path, **settings: Any) -> Path:
         vision_config=VISION,
     )
     torch.manual_seed(1)
-    SiglipModel(config).eval().save_pretrained(folder)
+    SiglipModel(config).eval().save_pretrained(folder)  # type: ignore[no-untyped-call]
     return _preprocessor(
         folder,
         {
@@ -162,7 +162,7 @@ def _word_tokenizer(folder: Path) -> int:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]
     )
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",

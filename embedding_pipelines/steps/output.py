@@ -5,6 +5,7 @@ were is not written again. What fails here leaves the live release as it is, and
 """
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from embedding_pipelines.objects import is_uri
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR, digest
+from embedding_pipelines.schemas import IMAGE, SPACE_ID_KEY, TABLE_TYPES, VECTOR, digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.output import output_problem
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.documents import FileStatistics, read_files
+from embedding_pipelines.steps.labels import Labeller
 from embedding_pipelines.steps.vector_store import pairs, shard_digests, table_state
 from embedding_pipelines.storage.bucket import bucket_of
 from embedding_pipelines.storage.output import (
@@ -45,6 +47,7 @@ from embedding_pipelines.storage.warehouse import (
     parse_state,
     write_table,
 )
+from embedding_pipelines.vectors import to_matrix
 
 # Of chunks; what else they say is for the pipeline alone.
 LEFT_OUT = ("tokens", "unknown_tokens", "unseen_tokens", "document_digest", "chunk_digest")
@@ -193,7 +196,8 @@ def _is_at_hand(run: Run, live: Release) -> bool:
 
 def _deliver(run: Run, output: Output, index: Index | None, live: Release) -> tuple[Delivery, int]:
     """The files of the live release, and how many of them were written now."""
-    there, digests = output.objects(), shard_digests(run)
+    there, digests, labeller = output.objects(), shard_digests(run), Labeller.of(run)
+    schema, labels = _schema(run), repr(getattr(run.spec.model, "labels", None))
     old = {
         (name, file.inputs): file
         for delivery in (index and index.previous, index and index.current)
@@ -209,11 +213,12 @@ def _deliver(run: Run, output: Output, index: Index | None, live: Release) -> tu
                 OutputStep.name, number, len(run.spec.partition_names), "partitions"
             )
             origins = sources.of_partition(partition)
-            key = fingerprint(str(FORMAT), digests[partition], space.id, origins.digest)
+            key = fingerprint(str(FORMAT), digests[partition], space.id, origins.digest, labels)
             file = old.get((partition, key))
             if file is None:
                 path = folder / partition
-                rows = write_table(path, _schema(run), _rows(run, partition, origins))
+                content = _rows(run, partition, origins, schema, labeller)
+                rows = write_table(path, schema, content)
                 if not rows:
                     continue
                 file = output.put(partition, path, rows, key)
@@ -287,7 +292,7 @@ class _Sources:
         self._run = run
         files = read_files(run)
         self._names = pa.array(files, pa.string())
-        self._tags = pa.array(map(_tag, files.values()), pa.string())
+        self._tags = pa.array(itertools.starmap(_tag, files.items()), pa.string())
         own = [entry.rows == 1 for entry in files.values()]
         self._own = pc.if_else(pa.array(own, pa.bool_()), self._tags, pa.scalar(None, pa.string()))
 
@@ -309,10 +314,13 @@ class _Sources:
         )
 
 
-def _tag(entry: FileStatistics) -> str:
-    """The ETag of an object; of a file its size and when it was changed."""
-    first, *rest = entry.stamp
-    return str(rest[0]) if len(rest) == 1 and isinstance(rest[0], str) else f"{first}-{rest[0]}"
+def _tag(name: str, entry: FileStatistics) -> str | None:
+    """The ETag of an object; of a file its size and when it was changed; None of what has neither,
+    as a part of a table."""
+    if len(entry.stamp) < 2:
+        return None
+    size, changed, *_ = entry.stamp
+    return str(changed) if is_uri(name) else f"{size}-{changed}"
 
 
 def _model(space: Space) -> str:
@@ -325,9 +333,15 @@ def _schema(run: Run) -> pa.Schema:
     space = run.model.space
     chunks = run.folder.chunks.schema(run.spec.partition_names[0])
     assert chunks is not None
+    types = run.spec.metadata_types  # labels are in the table alone
     return pa.schema(
         [
             *(column for column in chunks if column.name not in LEFT_OUT),
+            *(
+                pa.field(name, TABLE_TYPES[types[name]])
+                for name in types
+                if name not in chunks.names
+            ),
             pa.field("source_uri", pa.string()),
             pa.field("source_tag", pa.string()),
             pa.field("embedding_model", pa.string()),
@@ -339,9 +353,15 @@ def _schema(run: Run) -> pa.Schema:
     )
 
 
-def _rows(run: Run, partition: str, origins: _Origins) -> Iterator[pa.RecordBatch]:
-    """The rows that searches find: those whose text the provider took."""
-    schema, space = _schema(run), run.model.space
+def _rows(
+    run: Run,
+    partition: str,
+    origins: _Origins,
+    schema: pa.Schema,
+    labeller: Labeller | None,
+) -> Iterator[pa.RecordBatch]:
+    """The rows that searches find: those whose text or image the provider took."""
+    space = run.model.space
     for chunks, embeddings in pairs(run, partition):
         mask = embeddings[VECTOR].is_valid()
         rows, vectors = chunks.filter(mask), embeddings[VECTOR].filter(mask)
@@ -355,6 +375,8 @@ def _rows(run: Run, partition: str, origins: _Origins) -> Iterator[pa.RecordBatc
             "embedding_space": pa.repeat(space.id, count),
             VECTOR: vectors,
         }
+        if labeller is not None:
+            values |= labeller.columns(to_matrix(vectors), rows[IMAGE])
         columns = [values[name] if name in values else rows[name] for name in schema.names]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
