@@ -358,6 +358,10 @@ class Overlaid:
     def __init__(self, table: Table, view: _View) -> None:
         self._table, self._view = table, view
 
+    def hides(self, document_id: str) -> bool:
+        """Whether a document's rows in the release are gone."""
+        return document_id in self._view.hidden
+
     def search(
         self,
         vector: NDArray[np.generic],

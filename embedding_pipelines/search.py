@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, PrivateAttr
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -56,7 +57,7 @@ from embedding_pipelines.remote import refresh
 from embedding_pipelines.schemas import CHUNK_COLUMNS, TABLE_TYPES
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.vectors import Vectors
@@ -290,6 +291,21 @@ class Searcher:
         vectors = self.model.embed_images(prepare_image(pixels, self.model.resize)[None])
         vector = check_reply(vectors, [name], self.model.space)[0]
         return self._find(Query("", vector), name, k, filter, "vector", self._doubts, started)
+
+    def image_of(self, document_id: str) -> tuple[str, str] | None:
+        """Where the image is that a document of the release is, as its column `uri` says, and the
+        digest of its pixels; None for one that is no image, or not in the release."""
+        spec, table = self.release.spec, self._overlay.over(self._table)
+        is_hidden = isinstance(table, Overlaid) and table.hides(document_id)
+        if not spec.source.has_images or is_hidden:
+            return None
+        partition = spec.partition_names[partition_of(document_id, spec.partitions)]
+        columns = ["document_id", "uri", "image"]
+        for batch in self._table.scan(columns, partition, self.release.version):
+            own = batch.filter(pc.equal(batch["document_id"], document_id))
+            for _, uri, digest in zip(*(own[name].to_pylist() for name in columns), strict=True):
+                return (uri, digest) if uri and digest else None
+        return None
 
     async def search_async(
         self,

@@ -40,6 +40,8 @@ from embedding_pipelines.vectors import Vectors
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from embedding_pipelines.images import Pixels
+
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of a request to a service, since somebody waits
@@ -48,6 +50,8 @@ REMEDY = "Divide it, or send `truncate: true` to embed its beginning."
 # up to where they do not wait for larger ones.
 INLINE_CHARACTERS, SMALL_CHARACTERS = 500, 32_000
 WARM_WORDS, WARM_TEXTS = 48, 256  # of a batch that measures how fast a local model is, at most
+
+IMAGE, IMAGE_TOKENS = "image", 256  # the kind of a batch of images; patches that a lane counts each
 
 T = TypeVar("T")
 Tidy = Callable[[Sequence[str]], list[str]]
@@ -233,6 +237,24 @@ class ServedModel(Worker):
         finally:
             self.users -= 1
 
+    async def embed_images(
+        self, squares: "Pixels", lane: Lane, seconds_left: float = math.inf
+    ) -> Embedded:
+        """The vectors of images uint8[n, size, size, 3], as `images.prepare` makes them for the
+        model. Raises ProviderError if it is unavailable, BadInput for an image that it rejects,
+        TooManyRequests as `Lanes.compute`."""
+        self.users += 1
+        try:
+            lanes = await self.load()
+            tokens = [IMAGE_TOKENS] * len(squares)
+            try:
+                vectors = await lanes.compute(list(squares), tokens, IMAGE, lane, seconds_left)
+            except ItemRejected as fault:
+                raise BadInput(f"images[{fault.row}] has no vector: {fault}") from None
+            return Embedded(vectors, 0, self.model.space)
+        finally:
+            self.users -= 1
+
     def _warm(self) -> tuple[Budget, int, float]:
         model = self.model
         budget = Budget(model.batch_tokens, model.limits.request_texts)
@@ -273,6 +295,9 @@ class ServedModel(Worker):
     def _compute(self, texts: Sequence[str], tokens: Sequence[int], kind: str) -> Computed:
         """A batch that the model does not take as it is goes the way of batch runs, which finds the
         texts that are at fault."""
+        if kind == IMAGE:
+            vectors = self.model.embed_images(np.stack(texts))
+            return Computed(vectors, faulty_rows(vectors, ["image"] * len(texts), self.model.space))
         input_type: InputType = "query" if kind == "query" else "document"
         request = Request(texts, input_type, tokens, attempts=ATTEMPTS)
         try:

@@ -133,6 +133,32 @@ async def _reranked(
     return result.model_copy(update={"reranked_by": reranker.name})
 
 
+async def search_by_image(
+    server: Server,
+    name: str,
+    data: bytes,
+    k: int,
+    filter: Filter | None,
+    *,
+    seconds_left: float = math.inf,
+) -> "SearchResult":
+    """What of a pipeline's live release is like an image, by its file. Raises BadRequest for what is
+    no image and for a model that takes texts alone, else as `search_pipeline`."""
+    searcher = await asyncio.to_thread(server.searcher, name)
+    model = next((each for each in server.models if each.model is searcher.model), None)
+    if model is None:
+        raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")
+    if not model.options.takes_images:
+        raise BadRequest(
+            f"image: {name!r} is of {model.title}, which takes texts alone. Search it with a query."
+        )
+    squares = await server.pictures.squares([data], model.model.resize, "image")
+    embedded = await model.embed_images(squares, "interactive", seconds_left)
+    return await asyncio.to_thread(
+        searcher.search_vector, embedded.vectors[0], embedded.space, k, filter
+    )
+
+
 def _notes(truncated_tokens: int, unknown: str) -> list[str]:
     cut = f"{truncated_tokens:,} tokens at the end of what was asked for were not read."
     return [*([cut] if truncated_tokens else []), *([unknown] if unknown else [])]

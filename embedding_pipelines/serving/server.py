@@ -31,6 +31,7 @@ from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.models import Embedded, ServedModel, ServedReranker, Worker
 from embedding_pipelines.serving.permissions import Permissions
+from embedding_pipelines.serving.pictures import Pictures
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.wire import (
     RELEASE_HEADER,
@@ -107,6 +108,7 @@ class Server:
         self.metrics = Metrics()
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)
+        self.pictures = Pictures(home)
         self.reranker = ServedReranker(reranker, home, self.metrics) if reranker else None
         self._rerankers: dict[str, ServedReranker] = {}  # by name: those of pipelines
         self.is_draining = False  # no new requests: the process is about to end
@@ -146,6 +148,7 @@ class Server:
         self._is_closed = True  # an index that is being built is given up
         await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
         await asyncio.to_thread(self.maps.close)
+        await asyncio.to_thread(self.pictures.close)
         for _, searcher in self._searchers.values():
             searcher.close()
         for model in self.workers:

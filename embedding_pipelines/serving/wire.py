@@ -15,6 +15,7 @@ from embedding_pipelines.errors import EmbeddingPipelinesError
 KEY_VARIABLE = "EMBEDDING_API_KEY"  # the environment variable that a key comes from
 MAX_DOCUMENTS = 10_000  # of one request
 MAX_HITS = 100_000  # of all queries of one request
+MAX_IMAGES = 96  # of one request
 MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
 RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
@@ -161,12 +162,19 @@ class EmbeddingsResponse(BaseModel):
     usage: EmbeddingsUsage
 
 
+class EmbedImage(Body):
+    """An image as a data URL; addresses are not fetched."""
+
+    url: str
+    detail: str | None = None
+
+
 class EmbedContent(Body):
-    """A part of an input; images are not served yet."""
+    """A part of an input: text, or an image."""
 
     type: Literal["text", "image_url"]
     text: Text | None = None
-    image_url: Any = None
+    image_url: EmbedImage | None = None
 
 
 class EmbedInput(Body):
@@ -186,7 +194,9 @@ class EmbedRequest(Body):
         "search_document", "search_query", "classification", "clustering", "image"
     ] = "search_document"
     texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
-    images: list[str] | None = None
+    images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)] | None = Field(
+        None, description="Data URLs, where the model takes images; addresses are not fetched."
+    )
     inputs: Annotated[list[EmbedInput], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
     output_dimension: int | None = Field(None, ge=1)
     embedding_types: list[EmbeddingType] | None = None
@@ -264,7 +274,11 @@ class SearchRequest(Body):
     pipeline: str | int | None = Field(
         None, description="Its name or number. May be left out where one pipeline is served."
     )
-    query: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    query: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
+    image: str | None = Field(
+        None,
+        description="In place of a query: an image as a data URL, where the model takes images.",
+    )
     k: int = Field(10, ge=1, le=10_000, description="How many hits, at most.")
     filter: str | dict[str, Any] | None = Field(
         None,
@@ -493,6 +507,7 @@ class PagePipeline(BaseModel):
     """A pipeline that can be searched."""
 
     name: str
+    takes_images: bool = Field(False, description="Whether an image can be searched for.")
 
 
 class MapResponse(BaseModel):

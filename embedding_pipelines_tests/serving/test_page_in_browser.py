@@ -1,5 +1,6 @@
 """The search page, used in Chromium as people use it. `make browser` runs these tests."""
 
+import base64
 import contextlib
 import shutil
 import threading
@@ -14,7 +15,9 @@ from embedding_pipelines.serving.api import create_app
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.clips import tiny_clip
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.serving.test_pictures import COLOURS, PHOTOS, drawn
 
 pytestmark = pytest.mark.browser
 
@@ -246,3 +249,50 @@ def test_the_description_of_the_api_asks_no_other_host(browser: Browser, address
     context.close()
     assert all(url.startswith((address, "data:")) for url in asked), asked
     assert problems == []
+
+
+def test_an_image_is_chosen_or_dropped_and_hits_are_seen(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name, colour in COLOURS.items():
+        (tmp_path / "photos" / f"{name}.png").write_bytes(drawn(colour))
+    tiny_clip(tmp_path / "tiny")
+    write_pipeline(tmp_path, "photos", PHOTOS)
+    run_steps(tmp_path, "photos")
+    write_pipeline(tmp_path, "things", HASHING)
+    write_csv(tmp_path, "a.csv", ROWS)
+    run_steps(tmp_path, "things")
+    seen = (
+        "() => [...document.querySelectorAll('img.thumbnail')].filter((i) => i.naturalWidth).length"
+    )
+    searched = "() => document.getElementById('status').textContent.includes(' ms.')"
+    with serve(tmp_path, "a-key") as address, opened(browser, address, "401") as page:
+        page.fill("#key", "a-key")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#by-image:not([hidden])")
+        file = {"name": "sky.png", "mimeType": "image/png", "buffer": drawn(COLOURS["blue"])}
+        page.set_input_files("#file", file)  # type: ignore[arg-type]
+        page.wait_for_function(searched)
+        page.wait_for_function(f"{seen} === 3")
+        assert documents(page)[0] == "blue.png"
+        assert page.inner_text("#sought-name") == "sky.png"
+        page.select_option("#pipeline", "things")
+        assert page.is_hidden("#by-image")
+        ask(page, "red fox")
+        assert page.locator("img.thumbnail").count() == 0
+        page.select_option("#pipeline", "photos")
+        page.wait_for_selector("#by-image:not([hidden])")
+        data = base64.b64encode(drawn(COLOURS["red"])).decode()
+        page.evaluate(
+            """(data) => {
+              const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+              const dropped = new DataTransfer();
+              dropped.items.add(new File([bytes], "rose.png", { type: "image/png" }));
+              dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, cancelable: true }));
+            }""",
+            data,
+        )
+        page.wait_for_function(
+            "() => document.querySelector('.document')?.textContent === 'red.png'"
+        )
+        page.click("#forget")
+        assert page.is_hidden("#sought")

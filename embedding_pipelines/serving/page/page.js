@@ -14,6 +14,12 @@ let map = null; // of the pipeline that is chosen: places, documents, ids
 let hits = [];
 let lit = -1; // the hit that is pointed at
 let asking = null; // the search on its way
+let sought = null; // the image that is searched for, as a data URL
+let shown = []; // addresses of thumbnails, to be given back
+const takers = new Map(); // by pipeline: whether its model takes images
+const MOST_BYTES = 20 * 2 ** 20; // of an image, as the server has it
+// What of an image's metadata is for programs.
+const UNTOLD = new Set(["image", "uri", "perceptual", "file", "format", "width", "height", "label_scores"]);
 
 async function ask(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
@@ -38,6 +44,7 @@ function say(words, isWrong = false) {
 async function listPipelines() {
   const select = get("pipeline");
   const pipelines = await ask("page/pipelines");
+  for (const { name, takes_images: takes } of pipelines) takers.set(name, takes);
   select.replaceChildren(...pipelines.map(({ name }) => new Option(name, name)));
   get("access").hidden = true;
   const wanted = new URLSearchParams(location.search).get("pipeline");
@@ -53,6 +60,8 @@ async function listPipelines() {
 async function choosePipeline() {
   const name = get("pipeline").value;
   get("release").textContent = "";
+  get("by-image").hidden = !takers.get(name);
+  if (sought && !takers.get(name)) forgetImage();
   map = null;
   get("map").hidden = true;
   try {
@@ -74,18 +83,23 @@ async function choosePipeline() {
 async function search(event) {
   event?.preventDefault();
   const query = get("query").value.trim();
-  if (!query) return;
-  const body = { pipeline: get("pipeline").value, query, k: Number(get("k").value) || 10 };
+  if (event && query) forgetImage(); // who asks in words means these
+  if (!query && !sought) return;
+  const body = { pipeline: get("pipeline").value, k: Number(get("k").value) || 10 };
   if (get("filter").value.trim()) body.filter = get("filter").value.trim();
-  if (get("mode").value) body.mode = get("mode").value;
-  remember(body);
+  if (sought) body.image = sought;
+  else {
+    body.query = query;
+    if (get("mode").value) body.mode = get("mode").value;
+    remember(body);
+  }
   asking?.abort();
   const own = (asking = new AbortController());
   say("Searching …");
   try {
     const answer = await ask("search", body, own.signal);
     hits = answer.hits;
-    show(answer, query);
+    show(answer, sought ? "" : query);
   } catch (error) {
     if (error.name === "AbortError") return;
     hits = [];
@@ -101,6 +115,9 @@ function show(answer, query) {
   const path = answer.mode ? `, by ${answer.mode}` : "";
   const found = hits.length ? count : "Nothing was found. Ask in other words, or take the filter away";
   say([`${found}${hits.length ? `${path}, in ${Math.round(answer.milliseconds)} ms` : ""}.`, ...(answer.notes || [])].join(" "));
+  shown.forEach((address) => URL.revokeObjectURL(address));
+  shown = [];
+  get("hits").classList.toggle("pictures", hits.some(({ metadata }) => metadata.image));
   get("hits").replaceChildren(...hits.map((hit, number) => card(hit, number, words(query))));
   get("in-force").textContent = get("filter").value.trim() ? "· a filter is in force" : "";
 }
@@ -116,8 +133,16 @@ function card(hit, number, sought) {
   const text = make("p", "text");
   text.append(...marked(hit.text, sought));
   const metadata = make("div", "metadata");
+  if (hit.metadata.image) {
+    const { width, height, format } = hit.metadata;
+    metadata.append(make("span", "quiet", `${width} × ${height} ${format}`));
+  }
   for (const [name, value] of Object.entries(hit.metadata)) {
-    if (value === null) continue;
+    if (Array.isArray(value)) {
+      if (!UNTOLD.has(name)) metadata.append(...value.map((each) => make("span", "quiet", `${name}: ${each}`)));
+      continue;
+    }
+    if (value === null || (hit.metadata.image && UNTOLD.has(name))) continue;
     const chip = make("button", "", `${name}: ${value}`);
     chip.type = "button";
     chip.title = `Search only where ${name} is ${value}`;
@@ -127,6 +152,7 @@ function card(hit, number, sought) {
     });
     metadata.append(chip);
   }
+  if (hit.metadata.image) item.append(thumbnail(hit));
   item.append(head, text, metadata);
   item.addEventListener("focusin", () => light(number));
   item.addEventListener("mouseenter", () => light(number));
@@ -134,6 +160,45 @@ function card(hit, number, sought) {
     if (!getSelection().toString()) item.classList.toggle("whole");
   });
   return item;
+}
+
+// A small picture of a document, which the server makes of the image that the release knows.
+function thumbnail({ document_id: document, text }) {
+  const image = make("img", "thumbnail");
+  image.alt = text || document;
+  const address = `page/thumbnail?${new URLSearchParams({ pipeline: get("pipeline").value, document })}`;
+  fetch(address, { headers: key ? { Authorization: `Bearer ${key}` } : {} })
+    .then((reply) => (reply.ok ? reply.blob() : Promise.reject(reply.status)))
+    .then((blob) => {
+      const place = URL.createObjectURL(blob);
+      shown.push(place);
+      image.src = place;
+    })
+    .catch(() => image.replaceWith(make("div", "thumbnail missing", "no longer there")));
+  return image;
+}
+
+function takeImage(file) {
+  if (!file || get("by-image").hidden) return;
+  if (!file.type.startsWith("image/")) return say(`${file.name} is no image.`, true);
+  if (file.size > MOST_BYTES) return say(`${file.name} is larger than ${MOST_BYTES >> 20} MB. Reduce it.`, true);
+  const reader = new FileReader();
+  reader.addEventListener("load", () => {
+    sought = reader.result;
+    get("sought-image").src = sought;
+    get("sought-name").textContent = file.name;
+    get("sought").hidden = false;
+    get("query").value = "";
+    search();
+  });
+  reader.readAsDataURL(file);
+}
+
+function forgetImage() {
+  sought = null;
+  get("sought").hidden = true;
+  get("sought-image").removeAttribute("src");
+  get("file").value = "";
 }
 
 // Short words say little; they count where the query has no others.
@@ -285,6 +350,29 @@ function near(event) {
 
 // ---------------------------------------------------------------- what people do
 get("search").addEventListener("submit", search);
+get("file").addEventListener("change", () => takeImage(get("file").files[0]));
+get("forget").addEventListener("click", () => {
+  forgetImage();
+  get("query").focus();
+});
+addEventListener("dragover", (event) => {
+  if (get("by-image").hidden || !event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+});
+addEventListener("drop", (event) => {
+  document.body.classList.remove("dropping");
+  if (get("by-image").hidden || !event.dataTransfer.files.length) return;
+  event.preventDefault();
+  takeImage(event.dataTransfer.files[0]);
+});
+addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
+  if (file) takeImage(file);
+});
 get("pipeline").addEventListener("change", () => {
   hits = [];
   get("hits").replaceChildren();

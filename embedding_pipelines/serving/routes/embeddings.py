@@ -1,13 +1,17 @@
 """Vectors of texts, as the APIs of OpenAI and of Cohere give them."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic_core import to_json
 
 from embedding_pipelines.embedding.texts import TooLong
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller, Caller
 from embedding_pipelines.serving.dimensions import cut
@@ -19,9 +23,12 @@ from embedding_pipelines.serving.encoding import (
     as_numbers,
     json_array,
 )
+from embedding_pipelines.serving.lanes import Lane
 from embedding_pipelines.serving.models import Embedded
+from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.server import Served, Server
 from embedding_pipelines.serving.wire import (
+    MAX_IMAGES,
     SPACE_HEADER,
     BadRequest,
     EmbeddingsRequest,
@@ -90,8 +97,8 @@ async def embeddings(body: EmbeddingsRequest, caller: AnyCaller) -> Response:
 
 @router.post("/v2/embed", response_model=EmbedResponse)
 async def embed(body: EmbedRequest, caller: AnyCaller) -> Response:
-    """Vectors of texts, with the role that they have: document or query."""
-    texts = _texts(body)
+    """Vectors of texts, with the role that they have, document or query, and of images."""
+    texts, images, rows = _inputs(body)
     types = list(dict.fromkeys(body.embedding_types or ["float"]))
     if strangers := [name for name in types if name not in FORMS]:
         raise BadRequest(
@@ -102,17 +109,13 @@ async def embed(body: EmbedRequest, caller: AnyCaller) -> Response:
         raise BadRequest("truncate: START is not served. Use END, or NONE.")
     served = await caller.server.find(body.model)
     too_long: TooLong = "cut" if body.truncate == "END" else "refuse"
-    input_type = "query" if body.input_type == "search_query" else "document"
-    embedded = await caller.wait_for(
-        caller.server.embed(
-            *(served, texts, "query" if input_type == "query" else "document", too_long),
-            name="texts[{}]",
-            seconds_left=caller.seconds_left,
-        )
-    )
+    input_type: InputType = "query" if body.input_type == "search_query" else "document"
+    embedded = await caller.wait_for(_embed(caller, served, texts, images, input_type, too_long))
+    embedded = replace(embedded, vectors=embedded.vectors[rows])
     dropped = embedded.truncated_tokens
     warnings = [f"{dropped:,} tokens of texts that are too long were not read."] if dropped else []
-    meta = EmbedMeta(billed_units={"input_tokens": embedded.tokens}, warnings=warnings)
+    units = {"input_tokens": embedded.tokens, **({"images": len(images)} if images else {})}
+    meta = EmbedMeta(billed_units=units, warnings=warnings)
 
     def content(vectors: Vectors) -> bytes:
         forms = b",".join(to_json(name) + b":" + json_array(FORMS[name](vectors)) for name in types)
@@ -151,14 +154,60 @@ async def _reply(
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _texts(body: EmbedRequest) -> Sequence[str]:
-    """The texts of a request of Cohere's. Raises BadRequest for images, and without any."""
-    has_image = any(part.type == "image_url" for each in body.inputs or () for part in each.content)
-    if body.images is not None or body.input_type == "image" or has_image:
-        raise BadRequest("images: this server has no model that reads images yet. Send texts.")
-    if (body.texts is None) == (body.inputs is None):
-        raise BadRequest("texts: send either texts or inputs.")
+def _inputs(body: EmbedRequest) -> tuple[list[str], list[str], list[int]]:
+    """The texts and the images, as data URLs, of a request of Cohere's, and of each input its row in
+    texts followed by images. Raises BadRequest for one of both, and without any."""
+    if sum(given is not None for given in (body.texts, body.images, body.inputs)) != 1:
+        raise BadRequest("texts: send either texts, or images, or inputs.")
     if body.texts is not None:
-        return body.texts
-    assert body.inputs is not None
-    return ["\n".join(part.text or "" for part in each.content) for each in body.inputs]
+        return list(body.texts), [], [*range(len(body.texts))]
+    if body.images is not None:
+        return [], list(body.images), [*range(len(body.images))]
+    texts, images, places = list[str](), list[str](), list[tuple[bool, int]]()
+    for number, each in enumerate(body.inputs or ()):
+        urls = [part.image_url for part in each.content if part.type == "image_url"]
+        if not urls:
+            places.append((False, len(texts)))
+            texts.append("\n".join(part.text or "" for part in each.content))
+            continue
+        if len(each.content) > 1 or urls[0] is None:
+            raise BadRequest(
+                f"inputs[{number}]: send one image, or text, in each input; a vector of both is not "
+                "computed."
+            )
+        places.append((True, len(images)))
+        images.append(urls[0].url)
+    if len(images) > MAX_IMAGES:
+        raise BadRequest(f"inputs: {len(images):,} images; at most {MAX_IMAGES} in one request.")
+    return texts, images, [row + is_image * len(texts) for is_image, row in places]
+
+
+async def _embed(
+    caller: Caller,
+    served: Served,
+    texts: Sequence[str],
+    images: Sequence[str],
+    input_type: InputType,
+    too_long: TooLong,
+) -> Embedded:
+    """The vectors of texts, then of images. Raises BadRequest for a model that takes texts alone."""
+    parts = list[Embedded]()
+    if images:
+        model = served.model
+        if not model.options.takes_images:
+            raise BadRequest(f"images: {model.title} takes texts alone. Send texts.")
+        files = [
+            await asyncio.to_thread(image_bytes, url, f"images[{number}]")
+            for number, url in enumerate(images)
+        ]
+        squares = await caller.server.pictures.squares(files, model.model.resize, "images[{}]")
+        lane: Lane = "interactive" if len(files) == 1 else "bulk"
+        parts.append(await model.embed_images(squares, lane, caller.seconds_left))
+    if texts:
+        left = caller.seconds_left
+        embedded = caller.server.embed(
+            *(served, texts, input_type, too_long), name="texts[{}]", seconds_left=left
+        )
+        parts.insert(0, await embedded)
+    vectors = np.concatenate([part.vectors for part in parts])
+    return replace(parts[0], vectors=vectors)

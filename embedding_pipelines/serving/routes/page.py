@@ -1,6 +1,7 @@
 """Pages for people: the search page at `/`, which asks the same API as programs do, and the API's
 description at `/docs`. Both load nothing from anywhere else."""
 
+import asyncio
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Annotated, Literal
@@ -8,16 +9,20 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from embedding_pipelines.serving.auth import allow
+from embedding_pipelines.serving.callers import AnyCaller
+from embedding_pipelines.serving.searching import find_pipeline
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import MapResponse, PagePipeline
 
 router = APIRouter(tags=["search page"])
 reader = [Depends(allow("read"))]
 
+Name = Annotated[str, Query(min_length=1, max_length=1024)]
+JPEG = "image/jpeg"
 FOLDER = files("embedding_pipelines.serving") / "page"
 HEADERS = {
     # Nothing but this server's own files is loaded or run, whatever stands in a document.
-    "Content-Security-Policy": "default-src 'self'; img-src data:; base-uri 'none'; "
+    "Content-Security-Policy": "default-src 'self'; img-src data: blob:; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -77,7 +82,22 @@ async def pipelines(request: Request) -> list[PagePipeline]:
     """The pipelines that can be searched."""
     server: Server = request.app.state.server
     served = (await server.served()).values()
-    return [PagePipeline(name=each.name) for each in served if each.release is not None]
+    return [
+        PagePipeline(name=each.name, takes_images=each.spec.model.takes_images)
+        for each in served
+        if each.release is not None
+    ]
+
+
+@router.get("/page/thumbnail", dependencies=reader, responses={200: {"content": {JPEG: {}}}})
+async def thumbnail(pipeline: Name, document: Name, caller: AnyCaller) -> Response:
+    """A small JPEG of the image that a document of a pipeline's live release is."""
+    server = caller.server
+    name = await find_pipeline(server, pipeline)
+    searcher = await asyncio.to_thread(server.searcher, name)
+    data = await caller.wait_for(server.pictures.thumbnail(searcher, document))
+    headers = {"Cache-Control": "private, max-age=600", "X-Content-Type-Options": "nosniff"}
+    return Response(data, media_type=JPEG, headers=headers)
 
 
 @router.get("/page/map", dependencies=reader)

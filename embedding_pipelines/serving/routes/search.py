@@ -7,9 +7,10 @@ from fastapi import APIRouter, Depends, Response
 
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.serving.auth import allow
-from embedding_pipelines.serving.callers import AnyCaller
+from embedding_pipelines.serving.callers import AnyCaller, Caller
+from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.receipts import keep_receipts
-from embedding_pipelines.serving.searching import find_pipeline, search_pipeline
+from embedding_pipelines.serving.searching import find_pipeline, search_by_image, search_pipeline
 from embedding_pipelines.serving.wire import (
     MAX_HITS,
     RELEASE_HEADER,
@@ -29,7 +30,12 @@ INLINE_HITS = 100  # of a reply that is written in the event loop: about a milli
 @router.post("/search", response_model=SearchAnswer | SearchAnswers)
 async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     """The best chunks for a query. A list of queries is answered by `results`, one for each; it may
-    ask for 100,000 hits in all."""
+    ask for 100,000 hits in all. An image in place of a query finds what is like it."""
+    if (body.query is None) == (body.image is None):
+        raise BadRequest("query: send either a query or an image.")
+    if body.image is not None:
+        return await _search_image(body, body.image, caller)
+    assert body.query is not None
     queries = [body.query] if isinstance(body.query, str) else body.query
     if len(queries) * body.k > MAX_HITS:
         raise BadRequest(
@@ -63,4 +69,23 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     headers = {}
     if is_released:
         headers = {SPACE_HEADER: results[0].space_id, RELEASE_HEADER: str(results[0].release)}
+    return Response(data, media_type="application/json", headers=headers)
+
+
+async def _search_image(body: SearchRequest, image: str, caller: Caller) -> Response:
+    """No receipt is kept of it: what checks ask again is texts."""
+    if body.mode not in (None, "vector"):
+        raise BadRequest("mode: an image is found by vectors alone. Leave mode out.")
+    if body.rerank:
+        raise BadRequest("rerank: a cross-encoder reads texts alone. Leave it out for an image.")
+    data = await asyncio.to_thread(image_bytes, image, "image")
+    name = await find_pipeline(caller.server, body.pipeline)
+    result = await caller.wait_for(
+        search_by_image(
+            caller.server, name, data, body.k, body.filter, seconds_left=caller.seconds_left
+        )
+    )
+    answer = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
+    headers = {SPACE_HEADER: result.space_id, RELEASE_HEADER: str(result.release)}
+    data = await asyncio.to_thread(lambda: answer.model_dump_json().encode())
     return Response(data, media_type="application/json", headers=headers)

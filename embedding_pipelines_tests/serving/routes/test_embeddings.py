@@ -180,9 +180,12 @@ def test_cohere_s_form_has_roles_and_several_types(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"images": ["data:image/png;base64,AA"]}, "no model that reads images yet"),
-        ({"inputs": [{"content": [{"type": "image_url", "image_url": {}}]}]}, "images"),
-        ({}, "either texts or inputs"),
+        ({"images": ["data:image/png;base64,AA"]}, "takes texts alone"),
+        (
+            {"inputs": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "takes texts alone",
+        ),
+        ({}, "either texts, or images, or inputs"),
         ({"texts": ["a"], "embedding_types": ["int8"]}, "need a scale"),
         ({"texts": ["a"], "truncate": "START"}, "Use END, or NONE"),
         ({"texts": ["word " * 300]}, "texts[0]"),

@@ -50,7 +50,7 @@ def test_the_description_of_the_api_is_this_server_s_alone(built_home: Path) -> 
         for text in (page.text, client.get("/page/docs.js").text):
             assert "//" not in text.replace("// No", "").replace("<!doctype", "")
         policy = page.headers["content-security-policy"]
-        assert policy.startswith("default-src 'self'; img-src data:;")
+        assert policy.startswith("default-src 'self'; img-src data: blob:;")
         assert "http" not in policy
         assert client.get("/page/swagger/nothing.js").status_code == 400
 
@@ -63,7 +63,7 @@ def test_its_data_need_a_key(built_home: Path) -> None:
 
 
 def test_pipelines_without_a_release_are_not_offered(client: TestClient, built_home: Path) -> None:
-    assert client.get("/page/pipelines").json() == [{"name": "things"}]
+    assert client.get("/page/pipelines").json() == [{"name": "things", "takes_images": False}]
 
 
 def test_a_map_has_a_place_for_each_chunk_and_follows_the_live_release(tmp_path: Path) -> None:
