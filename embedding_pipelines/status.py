@@ -172,7 +172,10 @@ def _duplicates(run: Run) -> str | None:
     """Groups of images that are the same or alike, and where they are listed; None without any."""
     if not run.spec.source.has_images:
         return None
-    sentence = read_duplicates(run.folder.duplicates).sentence
+    try:
+        sentence = read_duplicates(run.folder.duplicates).sentence
+    except StoreError as error:
+        return str(error)
     return f"{sentence}: {run.folder.duplicates}" if sentence else None
 
 

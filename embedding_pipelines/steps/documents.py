@@ -45,7 +45,7 @@ from embedding_pipelines.sources.base import Input, ReadLog, Rejection, SourceFi
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
-from embedding_pipelines.steps.duplicates import read_duplicates, write_duplicates
+from embedding_pipelines.steps.duplicates import WORDS, Groups, write_duplicates
 from embedding_pipelines.steps.repair import repair
 from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
 from embedding_pipelines.storage.pushed import PushedLog, in_force, pushed_log
@@ -305,10 +305,11 @@ def _write_listed(run: Run) -> StepReport:
     for note in _shared_notes([files[file.name] for file in changed]):
         run.progress.note(note)
     ordered = {file.name: files[file.name] for file in source_files}
-    if run.spec.source.has_images and (sentence := write_duplicates(run).sentence):
-        run.progress.note(f"{sentence}; all are kept, and listed in {folder.duplicates}")
+    duplicates = write_duplicates(run) if run.spec.source.has_images else None
+    if duplicates and duplicates.sentence:
+        run.progress.note(f"{duplicates.sentence}; all are kept, and listed in {folder.duplicates}")
     folder.sync()  # the record says that these files need not be read again
-    _write_record(run, ordered, whole=True)
+    _write_record(run, ordered, whole=True, duplicates=duplicates)
     statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": written}
     return StepReport(DocumentsStep.name, True, statistics)
 
@@ -426,12 +427,19 @@ def forget_files(run: Run, names: Collection[str] | None) -> None:
         write_json(run.folder.files, {**record, "whole": False, "files": files})
 
 
-def _write_record(run: Run, files: dict[str, FileStatistics], whole: bool) -> None:
+def _write_record(
+    run: Run,
+    files: dict[str, FileStatistics],
+    whole: bool,
+    duplicates: Groups | None = None,
+) -> None:
     entries = {name: vars(entry) for name, entry in files.items()}
     configuration = source_configuration(run)
     record = {"configuration": configuration, "whole": whole, "files": entries}
     if whole:
         record["pushed"] = _last_pushed(run, files)
+    if duplicates is not None:
+        record["duplicates"] = {f"{kind}_images": duplicates.images(kind) for kind in WORDS}
     write_json(run.folder.files, record)
 
 
@@ -505,7 +513,7 @@ def _statistics(run: Run, files: dict[str, FileStatistics], changed_files: int) 
         "forgotten": sum(entry.forgotten for entry in entries),
         "forgotten_files": sum(entry.is_forgotten for entry in entries),
         **(_pushed_statistics(files, segments) if segments else {}),
-        **(_duplicate_statistics(run) if run.spec.source.has_images else {}),
+        **(read_json(run.folder.files) or {}).get("duplicates", {}),
         **({"other_encodings": ", ".join(encodings)} if encodings else {}),
         **({"notes": notes} if notes else {}),
     }
@@ -519,11 +527,6 @@ def _pushed_statistics(
         "pushed": sum(entry.rows for entry in segments.values()),
         "overruled": sum(overruled),
     }
-
-
-def _duplicate_statistics(run: Run) -> dict[str, int]:
-    groups = read_duplicates(run.folder.duplicates)
-    return {"same_images": groups.images("same"), "alike_images": groups.images("alike")}
 
 
 def _erase_forgotten(run: Run, log: PushedLog) -> None:

@@ -102,12 +102,17 @@ def _repair_rows(run: Run) -> Iterator[str]:
     for shards, name in damaged_shards(run):
         delete(shards.folder / f"{name}.json")
         yield f"the {shards.folder.name} of partition {name} were damaged; made anew."
-    files = (read_json(folder.files) or {"files": {}})["files"].values()
+    record = read_json(folder.files) or {"files": {}}
+    files = record["files"].values()
     has_rejections = folder.rejected.exists() or any(file["rejected"] for file in files)
     if has_rejections and _is_damaged(folder.rejected):
         delete(folder.rejected)
         delete(folder.files)  # all files are read again
         yield f"{folder.rejected} was lost or damaged and is made anew."
+    elif "duplicates" in record and _is_damaged(folder.duplicates):
+        delete(folder.duplicates)
+        write_json(folder.files, {**record, "whole": False})  # the step's end is done again
+        yield f"{folder.duplicates} was lost or damaged and is made anew."
     rejecting = [name for name in names if _rejects(folder.embeddings, name)]
     if (rejecting or folder.rejected_texts.exists()) and _is_damaged(folder.rejected_texts):
         delete(folder.rejected_texts)

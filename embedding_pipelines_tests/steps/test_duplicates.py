@@ -10,6 +10,7 @@ from PIL import Image
 
 from embedding_pipelines.images import decode, digest, perceptual
 from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.duplicates import (
     ALIKE_BITS,
@@ -110,6 +111,11 @@ def test_a_run_and_status_say_so_and_nothing_is_left_out(home: Path) -> None:
     assert (report.changed, report.statistics["same_images"]) == (False, 2)
     status = pipeline_status(run.spec, run.warehouse)["duplicates"]
     assert status == f"2 images in 1 group with the same pixels: {run.folder.duplicates}"
+    run.folder.duplicates.write_bytes(b"PAR1 damaged")
+    assert "is damaged" in str(pipeline_status(run.spec, run.warehouse)["duplicates"])
+    assert not write_documents(run_of(home, "p")).changed
+    assert next(iter(step_named("documents").work(run_of(home, "p"), []))).changed
+    assert len(read_duplicates(run.folder.duplicates).table) == 2
     (home / "photos" / "b.bmp").unlink()
     assert write_documents(run_of(home, "p")).statistics["same_images"] == 0
     assert read_duplicates(run.folder.duplicates).sentence == ""
