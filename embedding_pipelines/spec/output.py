@@ -1,9 +1,10 @@
 """Where a pipeline delivers its releases: which places can hold an output, and which would make it
 an input."""
 
+import os
 from pathlib import Path
 
-from embedding_pipelines.home import warehouse_folder
+from embedding_pipelines.home import pipelines_folder, warehouse_folder
 from embedding_pipelines.objects import URI, is_uri
 from embedding_pipelines.sources.base import FileSource, Source
 from embedding_pipelines.sources.paths import reads
@@ -22,12 +23,24 @@ def output_problem(output: str, source: Source, home: Path, bucket: str | None =
             return f"{output!r} is no prefix of a bucket; write s3://bucket/folder/"
     elif "://" in output or not output.strip():
         return f"{output!r} is no place; write a folder, or s3://bucket/folder/ (gs://, az://)"
-    place = absolute(output, home)
-    if is_below(place, absolute(str(warehouse_folder(home)), home)):
+    given = absolute(output, home)
+    for place in dict.fromkeys((given, given if is_uri(output) else os.path.realpath(given))):
+        if problem := _problem_of(place, output, source, home, bucket):
+            return problem
+    if taken := [name for name in source.metadata_types if name in ADDED]:
+        return f"its files have columns {', '.join(map(repr, taken))} of their own; rename source.metadata"
+    return ""
+
+
+def _problem_of(place: str, output: str, source: Source, home: Path, bucket: str | None) -> str:
+    """As `output_problem`, for one absolute place, which may be behind a link."""
+    if is_below(place, warehouse_folder(home).as_posix()):
         return (
             f"{output!r} is in the warehouse, whose files runs replace and remove; name another "
             "folder"
         )
+    if is_below(place, pipelines_folder(home).as_posix()) or is_below(home.as_posix(), place):
+        return f"{output!r} is where pipeline files are, or above them; name a folder of its own"
     if bucket is not None and is_below(place, bucket.rstrip("/")):
         return f"{output!r} is in {bucket!r}, where the warehouse is published; name another prefix"
     entries = source.path if isinstance(source, FileSource) else ()
@@ -37,6 +50,4 @@ def output_problem(output: str, source: Source, home: Path, bucket: str | None =
                 f"{output!r} is inside the source {entry!r}, which would read what was written; "
                 "name a place beside it"
             )
-    if taken := [name for name in source.metadata_types if name in ADDED]:
-        return f"its files have columns {', '.join(map(repr, taken))} of their own; rename source.metadata"
     return ""

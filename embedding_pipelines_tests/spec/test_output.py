@@ -6,6 +6,7 @@ import pytest
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.spec.output import output_problem
 
 FILE = "source: {{kind: csv, path: {path}, id: id, text: t}}\nmodel: {{provider: hashing}}\noutput: {output}\n"
 
@@ -51,6 +52,19 @@ def test_an_output_beside_it_is_taken(path: str, output: str) -> None:
 def test_what_is_no_place_is_refused(output: str) -> None:
     with pytest.raises(ConfigError, match=r"output: '.*' is no (place|prefix)"):
         parse_pipeline(FILE.format(path="in", output=output), "p", "p.yaml")
+
+
+@pytest.mark.parametrize("output", ["pipelines", "pipelines/x", ".", ".."])
+def test_where_pipeline_files_are_is_refused(output: str) -> None:
+    with pytest.raises(ConfigError, match="is where pipeline files are"):
+        parse_pipeline(FILE.format(path="in", output=output), "p", "p.yaml")
+
+
+def test_a_link_into_the_source_is_seen_through(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "in")
+    spec = parse_pipeline(FILE.format(path=tmp_path / "in", output="out"), "p", "p.yaml")
+    assert "is inside the source" in output_problem("out", spec.source, tmp_path)
 
 
 def test_columns_of_the_files_cannot_be_metadata(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ function card(hit, number, sought) {
   }
   for (const [name, value] of Object.entries(hit.metadata)) {
     if (Array.isArray(value)) {
-      if (!UNTOLD.has(name)) metadata.append(...value.map((each) => make("span", "quiet", `${name}: ${each}`)));
+      if (!UNTOLD.has(name)) metadata.append(make("span", "quiet", `${name}: ${value.join(", ")}`));
       continue;
     }
     if (value === null || (hit.metadata.image && UNTOLD.has(name))) continue;
