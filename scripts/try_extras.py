@@ -255,6 +255,11 @@ def core(environment: Environment) -> None:
         "source: {kind: pdf, path: data/empty.pdf}\nmodel: {provider: hashing}\n"
     )
     environment.names("pdf", "run", "pages")
+    (environment.home / "data" / "empty.png").touch()
+    (environment.home / "pipelines" / "photos.yaml").write_text(
+        "source: {kind: images, path: data/empty.png}\nmodel: {provider: clip}\n"
+    )
+    environment.names("images", "run", "photos")
     judged(environment)
     environment.names("evaluation", "run", "judged")
     environment.names("report", "report", "toy")
