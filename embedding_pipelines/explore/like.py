@@ -10,7 +10,7 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import LiveTable
 from embedding_pipelines.ranking import Filter, nearest
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import SearchResult, check_k, hit_of
+from embedding_pipelines.search import SearchResult, check_k, hits_of
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
@@ -38,7 +38,7 @@ def find_like(
         release=live.release.number,
         space_id=live.release.space.id,
         query=f"like {document_id}",
-        hits=[hit_of(row) for row in others.slice(0, k).to_pylist()],
+        hits=hits_of(others.slice(0, k)),
         milliseconds=round((time.perf_counter() - started) * 1000, 3),
     )
 

@@ -197,6 +197,8 @@ class LanceTable(Table):
         return self.folder / f"{self.name}{ENDING}"
 
     def lacks(self, version: int) -> bool:
+        if self._manifest(version).exists():  # each search asks: one look, no list
+            return False
         if any(not re.fullmatch(r"\d{20}", file.stem) for file in self._manifests()):
             return False
         return self._manifest(version) not in self._manifests()
