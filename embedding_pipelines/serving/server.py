@@ -206,7 +206,7 @@ class Server:
                 raise BadRequest(f"model is missing. Name one of: {which}.")
             what = f"There is no model {model!r} here.{did_you_mean(model, names)}"
             raise NotFound(f"{what} Served: {which}.")
-        if len({each.spec.preprocessing.version for each in fitting}) > 1:
+        if len(fitting) > 1 and len({each.spec.preprocessing.version for each in fitting}) > 1:
             names = [each.name for each in fitting]
             raise BadRequest(
                 f"The pipelines {', '.join(map(repr, names))} have this model and clean texts in "

@@ -345,7 +345,7 @@ def test_what_cannot_be_read_is_not_gone(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setattr(os, "listdir", fail)
         for question in (
             lambda: table.version,
-            lambda: table.lacks(1),
+            lambda: table.lacks(9),
             lambda: Lancedb().names(tmp_path),
         ):
             with pytest.raises(OSError, match="Too many open files"):
