@@ -466,7 +466,7 @@ def drain(run: Bench) -> None:
 def infinity(run: Bench) -> None:
     assert run.infinity is not None
     with serve_infinity(run.infinity, run.cpus) as other:
-        servers = {
+        servers: dict[str, tuple[Served, str, Callable[[str], bytes]]] = {
             "ours": (run.served, EMBED, body_of),
             "theirs": (other, "/embeddings", infinity_body),
         }
