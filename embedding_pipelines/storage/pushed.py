@@ -269,6 +269,7 @@ class PushedLog:
         up to the number `settled`, which every release holds, go, and so does all that later words
         have replaced; deletions, too, where no other source can bring back a document. The
         pipeline's lock is held."""
+        self.fetch()
         segments = self.segments()
         self._delete_covered(segments)
         if len(segments) <= MOST_SEGMENTS:
@@ -297,6 +298,7 @@ class PushedLog:
     def erase(self, ids: Collection[str]) -> int:
         """Take all changes of some documents out of all segments; how many. The pipeline's lock is
         held."""
+        self.fetch()  # another machine may have merged or erased what this one has
         count, segments = 0, self.segments()
         self._delete_covered(segments)
         for segment in segments:
@@ -404,7 +406,6 @@ class SharedLog(PushedLog):
         self.fetch()
 
     def _delete_covered(self, segments: Sequence[Segment]) -> None:
-        self.fetch()
         names = {entry.key: parse_name(entry.key.rpartition("/")[2]) for entry in self._listed()}
         self._bucket.delete(
             [

@@ -432,6 +432,8 @@ class Sequences:
         if step.name in CALLS:
             fault = Fault(dice.choice(KINDS), dice.randrange(1, CALLS[step.name]))
         warehouse = home / "data" / "warehouse"
+        if step.name == "plan":  # which fetches what is newer
+            in_child(partial(refresh, Warehouse(home), "p"), world.folder)
         files = _stamps(warehouse)
         new = to_push(world, dice) if step.name in PUSHES else {}
         ended = in_child(work_of(step.name, home, world, dice, new), warehouse, fault)
