@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.models import ArgumentInfo
 
+from embedding_pipelines import examples
 from embedding_pipelines.cli.common import Output, emit
 from embedding_pipelines.cli.main import app
 from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.examples import list_modules
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command, check_envelope
 from embedding_pipelines_tests.conftest import HASHING
@@ -103,6 +105,12 @@ def _names_a_pipeline(name: str) -> bool:
     function = COMMANDS[name]
     assert function is not None
     return not {"name", "names"}.isdisjoint(inspect.signature(function).parameters)
+
+
+@pytest.fixture(autouse=True)
+def _few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`example` reads a few modules: the whole standard library takes seconds."""
+    monkeypatch.setattr(examples, "list_modules", lambda folder: list_modules(folder)[:20])
 
 
 @pytest.mark.parametrize(

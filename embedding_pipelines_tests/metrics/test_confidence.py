@@ -48,15 +48,12 @@ def test_a_thousand_ones_give_what_is_promised() -> None:
     assert lower_bound(np.ones(1_000)) == pytest.approx(0.997, abs=3e-4)
 
 
-@pytest.mark.parametrize(
-    ("kind", "samples"),
-    [("recalls", 2_000), ("rare zeros", 500), ("mostly zero", 500), ("beta", 500)],
-)
+@pytest.mark.parametrize("kind", ["recalls", "rare zeros", "mostly zero", "beta"])
 def test_the_bound_lies_above_the_true_mean_in_five_cases_of_a_hundred_at_most(
-    kind: str, samples: int
+    kind: str, at_length: bool
 ) -> None:
     random = np.random.default_rng(5)
-    n = 100
+    n, samples = 100, 2_000 if at_length else 500
     draw, mean = {
         "recalls": (lambda: recalls(random, n), RECALL),
         "rare zeros": (lambda: (random.random(n) < 0.99).astype(float), 0.99),

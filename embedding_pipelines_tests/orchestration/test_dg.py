@@ -1,4 +1,4 @@
-"""Dagster's `dg` works on this project: each command, in a copy of it."""
+"""Dagster's `dg` works on this project: in a copy of it. The README's test runs `dg launch`."""
 
 import json
 import shutil
@@ -11,9 +11,7 @@ import pytest
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines_tests.orchestration.support import (
-    PARTITIONS,
     environment,
-    live_rows,
     write_notes,
     write_pipeline,
 )
@@ -90,13 +88,3 @@ def test_scaffold_defs_writes_a_pipeline_that_dg_accepts_as_it_is_and_lists(
     problems = project.dg("check", "yaml", code=1)
     assert "defs.yaml:11" in problems
     assert "modle" in problems
-
-
-@pytest.mark.slow  # starts Dagster twice
-def test_launch_runs_a_whole_pipeline(project: Project) -> None:
-    last = f"b{PARTITIONS - 1:02d}"
-    project.dg("launch", "--assets", "group:notes", "--partition-range", f"b00...{last}")
-    assert live_rows(project.home) == 40
-    write_notes(project.home, rows=range(41))
-    project.dg("launch", "--job", "notes")
-    assert live_rows(project.home) == 41

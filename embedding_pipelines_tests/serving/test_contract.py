@@ -23,7 +23,7 @@ from embedding_pipelines import EmbeddingPipelines
 from embedding_pipelines.files import write_json
 from embedding_pipelines_tests.buckets import TestBucket, new_bucket
 from embedding_pipelines_tests.chain import write_csv
-from embedding_pipelines_tests.commands import EXECUTABLE, check_envelope
+from embedding_pipelines_tests.commands import EXECUTABLE, Command, check_envelope
 from embedding_pipelines_tests.page import CLIENT, ROOT, blocks_of, steps_of
 from embedding_pipelines_tests.providers.test_hf_models import bert_tokenizer, network
 from embedding_pipelines_tests.serving.processes import serving
@@ -277,13 +277,21 @@ def test_commands_do_the_same_on_a_server(place: Place) -> None:
         ("list --filter activ", "active"),
     ],
 )
-def test_a_command_that_fails_has_an_exit_code(place: Place, line: str, words: str) -> None:
+def test_a_command_that_fails_has_an_exit_code(
+    place: Place,
+    line: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     place.write("wrong.yaml", '{"model": "no-such", "data_path": "data.csv"}')
+    monkeypatch.chdir(place.home)
+    command = Command(monkeypatch, capsys)
     for more in ((), ("--server", place.server)):
-        said = place.type(f"{PROGRAM} {line}", *more)
-        assert said.returncode == 1
-        assert words in said.stderr
-        assert "Traceback" not in said.stderr
+        said = command(*shlex.split(line.replace(MY_SERVER, place.other)), *more)
+        assert said.code == 1
+        assert words in said.err
+        assert "Traceback" not in said.err
 
 
 def test_statuses_and_bodies_of_errors(place: Place) -> None:
