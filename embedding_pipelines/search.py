@@ -27,7 +27,6 @@ from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.images import pixels_of
 from embedding_pipelines.images import prepare as prepare_image
-from embedding_pipelines.inference.cross_encoder import CrossEncoder
 from embedding_pipelines.memory import MAX_K as MEMORY_K
 from embedding_pipelines.memory import MemoryIndex, available_bytes
 from embedding_pipelines.overlay import (
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from embedding_pipelines.images import ImageLike
+    from embedding_pipelines.inference.cross_encoder import CrossEncoder
 
 log = logging.getLogger(__name__)
 
@@ -466,6 +466,8 @@ class Searcher:
         if not reranker:
             yield from self._rows(queries, k, filter, mode)
             return
+        from embedding_pipelines.inference.cross_encoder import CrossEncoder
+
         every = self._rows(queries, self.candidates(k), filter, mode)
         for query, rows in zip(queries, every, strict=True):
             pairs = [(query.text, text) for text in rows["text"].to_pylist()]
