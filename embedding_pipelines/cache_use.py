@@ -138,6 +138,8 @@ def _pushed_texts(run: Run) -> Iterator[str]:
 def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
     yield from query_texts(run)
     yield from ((text, "document") for text in _pushed_texts(run))
+    labels = getattr(run.spec.model, "labels", None)
+    yield from ((text, "document") for text in (labels.texts if labels else ()))
 
 
 def _contents(run: Run) -> Iterator[pa.RecordBatch]:

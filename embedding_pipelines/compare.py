@@ -131,8 +131,13 @@ def compare_models(
 
     The budget of the pipeline's file holds for each model. Raises as `embed` and as the steps
     `documents` and `chunks`; ConfigError for a model of code that nobody vouched for, for a
-    pipeline without queries, and for a key or file that a model needs.
+    pipeline of images or without queries, and for a key or file that a model needs.
     """
+    if run.spec.source.has_images:
+        raise ConfigError(
+            f"Pipeline {run.spec.name!r} is of images, and models are compared by texts alone. "
+            f"Copy its file under another name with the other model, and run both."
+        )
     every = [run.spec.model, *(options for options in models if options != run.spec.model)]
     for options in every:
         _require_usable(run, options)

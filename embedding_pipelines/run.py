@@ -9,6 +9,7 @@ from typing import Self
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.images import ImageLoader
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.once import forget
 from embedding_pipelines.progress import Progress, Silent
@@ -37,6 +38,11 @@ class Run:
     ) -> None:
         self.override = ""
         if options is not None and options != spec.model:
+            if spec.source.has_images and not options.takes_images:
+                raise ConfigError(
+                    f"Pipeline {spec.name!r} is of images, and the provider {options.kind} takes "
+                    "texts alone. Name one that takes images, such as clip."
+                )
             spec = spec.model_copy(update={"model": options})
             values = options.model_dump(mode="json", exclude_defaults=True)
             self.override = json.dumps(

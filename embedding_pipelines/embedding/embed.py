@@ -67,7 +67,8 @@ def embed(
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`; with
     `loader`, those of images have `image` and `uri`, and a row with an image is embedded as that.
 
-    `advance` is given the tokens of texts that are done, and 1 for each image. `limits` are the model's by default.
+    `advance` is given the tokens of texts that are done, and 1 for each image. `limits` are the
+    model's by default.
 
     The vectors of each reply are committed to the cache when it has come, also of requests that are
     out when something fails, within PATIENCE_SECONDS. A process that is killed loses what is out:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,14 @@ from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import read_history, read_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import DIGEST, DOCUMENT_DIGEST, SPACE_ID_KEY, VECTOR
+from embedding_pipelines.schemas import (
+    DIGEST,
+    DOCUMENT_DIGEST,
+    IMAGE,
+    SPACE_ID_KEY,
+    TEXT,
+    VECTOR,
+)
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.storage.forgotten import read_forgotten
@@ -24,7 +32,7 @@ from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
-CHUNK = ["document_id", "start", "text"]
+CHUNK = ["document_id", "start"]
 SEARCHES = 20  # chunks whose vectors the table is searched with afterwards
 
 
@@ -36,7 +44,8 @@ class Traces:
     seen: set[str] = field(default_factory=set)  # those of them that stand anywhere
     contents: set[bytes] = field(default_factory=set)  # digests of the documents on record
     files: set[str] = field(default_factory=set)  # source files that they stand in
-    texts: set[str] = field(default_factory=set)  # of documents and chunks, old versions included
+    # Of documents and chunks, old versions included; of images the digests of their pixels, too.
+    texts: set[str] = field(default_factory=set)
     queries: set[str] = field(default_factory=set)  # that checks made of their texts
     shared: set[str] = field(default_factory=set)  # those of the texts that other documents have
     vectors: list[Vectors] = field(default_factory=list)  # vectors float32[d] of their chunks
@@ -103,7 +112,7 @@ def cache_keys(run: Run, texts: Collection[str]) -> tuple[list[bytes], list[str]
             "The pipeline file's model cannot be opened, so its vectors of these texts stay in the "
             f"cache if it has never finished a run: {error}"
         )
-    kinds: tuple[InputType, ...] = ("document", "query")
+    kinds: tuple[InputType | Literal["image"], ...] = ("document", "query", "image")
     keys = [
         EmbeddingCache.key(space, kind, text)
         for space in sorted(spaces)
@@ -119,7 +128,7 @@ def _trace_documents(
     own, sources = pa.array(sorted(traces.ids), pa.string()), pa.array(sorted(files), pa.string())
     by_content = run.spec.source.id is None
     contents = pa.array(sorted(traces.contents) if by_content else [], DIGEST)
-    columns = ["document_id", "source_file", "text", DOCUMENT_DIGEST]
+    columns = ["document_id", "source_file", *_contents(run), DOCUMENT_DIGEST]
     for name in names:
         for batch in run.folder.documents.read(name, columns):
             mask = pc.or_(
@@ -128,14 +137,16 @@ def _trace_documents(
             rows = batch.filter(pc.or_(mask, pc.is_in(batch[DOCUMENT_DIGEST], contents)))
             traces.seen |= set(rows["document_id"].to_pylist())
             traces.files |= set(rows["source_file"].to_pylist())
-            traces.texts |= set(rows["text"].to_pylist())
+            traces.texts |= {
+                text for name in _contents(run) for text in rows[name].to_pylist() if text
+            }
             traces.contents |= set(rows[DOCUMENT_DIGEST].to_pylist())
     traces.ids |= traces.seen
 
 
 def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
     """Of one partition: chunks, their vectors, and texts that the provider rejected."""
-    for batch in run.folder.chunks.read(name, CHUNK):
+    for batch in run.folder.chunks.read(name, [*CHUNK, *_contents(run)]):
         _add_texts(run, traces, batch.filter(rows_of(batch, traces.ids)))
     for batch in run.folder.embeddings.read(name):
         vectors = batch.filter(rows_of(batch, traces.ids))[VECTOR].drop_null()
@@ -236,8 +247,10 @@ def _trace_table(
     run: Run, traces: Traces, table: Table, names: Collection[str], version: int | None
 ) -> Iterator[int]:
     """How many rows of the documents each batch has."""
+    there = set(table.schema(version).names)  # an earlier release may be of another source
+    columns = [*CHUNK, *(name for name in _contents(run) if name in there)]
     for name in names:
-        for batch in table.scan(CHUNK, name, version):
+        for batch in table.scan(columns, name, version):
             rows = batch.filter(rows_of(batch, traces.ids))
             _add_texts(run, traces, rows)
             yield rows.num_rows
@@ -251,6 +264,8 @@ def _add_texts(run: Run, traces: Traces, rows: pa.RecordBatch) -> None:
         query = known_item(text, text.partition("\n")[0] if has_title else None)
         if start == 0 and query is not None:
             traces.queries.add(query)
+    if run.spec.source.has_images and IMAGE in rows.schema.names:
+        traces.texts.update(image for image in rows[IMAGE].to_pylist() if image)
 
 
 def _find_shared(run: Run, traces: Traces) -> None:
@@ -258,7 +273,14 @@ def _find_shared(run: Run, traces: Traces) -> None:
     texts = pa.array(sorted(traces.texts), pa.string())
     for shards in (run.folder.documents, run.folder.chunks):
         for name in run.spec.partition_names:
-            for batch in shards.read(name, ["document_id", "text"]) if len(texts) else ():
+            columns = ["document_id", *_contents(run)]
+            for batch in shards.read(name, columns) if len(texts) else ():
                 others = batch.filter(pc.invert(rows_of(batch, traces.ids)))
-                same = others.filter(pc.is_in(others["text"], texts))
-                traces.shared |= set(same["text"].to_pylist())
+                for column in _contents(run):
+                    same = others[column].filter(pc.is_in(others[column], texts))
+                    traces.shared |= set(same.to_pylist())
+
+
+def _contents(run: Run) -> list[str]:
+    """The columns whose values say what was embedded."""
+    return [TEXT, IMAGE] if run.spec.source.has_images else [TEXT]

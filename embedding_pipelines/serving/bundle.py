@@ -54,7 +54,7 @@ from embedding_pipelines.releases import (
     write_releases,
 )
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.schemas import IMAGE, VECTOR
 from embedding_pipelines.serving.archive import (
     DESCRIPTION,
     MAX_DESCRIPTION_BYTES,
@@ -310,10 +310,13 @@ class _Source:
         pq.write_table(pa.Table.from_pylist(rows, _golden_schema(self.model)), path)
 
     def _sample(self) -> tuple[list[str], list[Any]]:
-        """Texts of the table's first rows, and their codes."""
-        version = self.release.version
-        for batch in self.table.scan(["text", VECTOR], version=version):
-            part = batch.slice(0, GOLDEN_ROWS)
+        """Texts of the table's first rows, and their codes. A row with an image is of that, and the
+        bundle holds none."""
+        version, has_images = self.release.version, self.release.spec.source.has_images
+        columns = ["text", VECTOR, *([IMAGE] if has_images else [])]
+        for batch in self.table.scan(columns, version=version):
+            texts = batch.filter(batch[IMAGE].is_null()) if has_images else batch
+            part = texts.slice(0, GOLDEN_ROWS)
             return part["text"].to_pylist(), part[VECTOR].to_pylist()
         return [], []
 

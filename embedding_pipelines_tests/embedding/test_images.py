@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,35 +17,31 @@ from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.images import Pixels, Resize, decode, digest
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
-from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.images import Pixels, decode, digest
+from embedding_pipelines.providers.base import InputType, Response
+from embedding_pipelines.providers.clip import Clip
 from embedding_pipelines.vectors import Vectors
-
-RESIZE = Resize(8, False, "box")
-LIMITS = Limits(100, 1_000, 100, concurrent_requests=2, request_images=3)
+from embedding_pipelines_tests.seeing import RESIZE, Seeing
 
 
-class Seeing:
-    """A model whose vectors are of the length 1 and say the mean colour; it counts what it sees."""
+class Waiting(Seeing):
+    """Has each request wait until it may be computed."""
 
-    def __init__(self) -> None:
-        self.limits, self.rate_limit = LIMITS, None
-        self.space = Hashing(dimensions=8).open(Path()).space
-        self.images, self.texts = 0, list[str]()
-        self.waits: threading.Event | None = None
-
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        self.texts += inputs
-        return Response(np.eye(8, dtype=np.float32)[[len(text) % 8 for text in inputs]])
+    may_go = threading.Event()
 
     def embed_images(self, pixels: Pixels) -> Vectors:
-        self.images += len(pixels)
-        if self.waits:
-            self.waits.wait(30)
-        colours = np.pad(pixels.mean(axis=(1, 2)), ((0, 0), (0, 5)), constant_values=1)
-        vectors: Vectors = (colours / np.linalg.norm(colours, axis=1, keepdims=True)).astype("f4")
-        return vectors
+        self.may_go.wait(30)
+        return super().embed_images(pixels)
+
+
+class Reading(Seeing):
+    """Keeps the texts that it is sent."""
+
+    texts: ClassVar[list[str]] = []
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        self.texts.extend(inputs)
+        return super().embed(inputs, input_type)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +65,10 @@ def drawn(path: Path, *colour: int) -> tuple[str, str]:
     return str(path), digest(decode(path.read_bytes()))
 
 
+def opened(kind: type[Seeing]) -> Any:
+    return kind(Clip(model="seeing"), Path())
+
+
 def rows(images: Sequence[tuple[str | None, str | None]], texts: Sequence[str] = ()) -> Any:
     return pa.RecordBatch.from_pydict(
         {
@@ -87,14 +87,14 @@ def run(
     cache: EmbeddingCache,
     done: list[int] | None = None,
 ) -> list[EmbeddedBatch]:
-    opened, advance = cast(EmbeddingModel, model), (done or []).append
-    return list(embed(batches, opened, cache, "document", advance, loader=loader))
+    advance = ([] if done is None else done).append
+    return list(embed(batches, model, cache, "document", advance, loader=loader))
 
 
 def test_an_image_is_embedded_once_whatever_its_file_is_called(
     tmp_path: Path, loader: ImageLoader
 ) -> None:
-    model, done = Seeing(), [0]
+    model, done = opened(Reading), [0]
     red, blue = drawn(tmp_path / "red.png", 200, 10, 10), drawn(tmp_path / "blue.png", 10, 10, 200)
     again = drawn(tmp_path / "renamed.png", 200, 10, 10)
     assert again[1] == red[1]
@@ -102,7 +102,7 @@ def test_an_image_is_embedded_once_whatever_its_file_is_called(
         first, second = run(
             model, loader, [rows([red, blue, again], ["a text"]), rows([again])], cache, done
         )
-        assert model.images == 2
+        assert model.seen == 2
         assert model.texts == ["a text"]  # captions are no part of the vector
         assert np.array_equal(first.vectors[0], first.vectors[2])
         assert np.array_equal(first.vectors[0], second.vectors[0])
@@ -110,9 +110,9 @@ def test_an_image_is_embedded_once_whatever_its_file_is_called(
         assert (first.usage.embedded, first.usage.embedded_images) == (3, 2)
         assert (first.usage.embedded_tokens, sum(done)) == (3, 2 + 1 + 3 + 1)
         (third,) = run(model, loader, [rows([again, blue])], cache)
-        assert (model.images, third.usage.cache_hits) == (2, 2)
+        assert (model.seen, third.usage.cache_hits) == (2, 2)
         # Its key is of pixels, so no text has it.
-        assert cache.get(red[1], cast(EmbeddingModel, model)) is None
+        assert cache.get(red[1], model) is None
 
 
 def test_what_is_not_the_image_any_more_is_rejected_alone(
@@ -126,7 +126,7 @@ def test_what_is_not_the_image_any_more_is_rejected_alone(
     missing, gone = (str(tmp_path / "missing.png"), "1" * 32), ("gone", "2" * 32)
     with EmbeddingCache(IN_MEMORY) as cache:
         images = [changed, broken, good, missing, gone]
-        (part,) = run(Seeing(), loader, [rows(images)], cache)
+        (part,) = run(opened(Seeing), loader, [rows(images)], cache)
     assert np.isfinite(part.vectors).all(axis=1).tolist() == [False, False, True, False, False]
     assert "changed.png: the image has changed since" in part.rejected[0]
     assert "broken.png: the content is no image" in part.rejected[1]
@@ -138,19 +138,18 @@ def test_what_is_not_the_image_any_more_is_rejected_alone(
 def test_the_next_images_are_loaded_while_the_model_computes(
     tmp_path: Path, loader: ImageLoader
 ) -> None:
-    model, loaded = Seeing(), list[str]()
-    model.waits = threading.Event()
+    model, loaded = opened(Waiting), list[str]()
 
     def load(name: str, expected: str) -> Any:
         loaded.append(name)
         if len(loaded) == 9:  # of three requests, and none has ended
-            model.waits.set()  # type: ignore[union-attr]
+            Waiting.may_go.set()
         return loader.load(name, expected)
 
     images = [drawn(tmp_path / f"{number}.png", number, 0, 0) for number in range(12)]
     watched = cast(ImageLoader, SimpleNamespace(load=load))
     with EmbeddingCache(IN_MEMORY) as cache:
         (part,) = run(model, watched, [rows(images)], cache)
-    assert model.waits.is_set()
+    assert Waiting.may_go.is_set()
     assert np.isfinite(part.vectors).all()
     assert isinstance(part.usage, Usage)
