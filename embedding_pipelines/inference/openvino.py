@@ -82,8 +82,9 @@ class OpenVino(Backend):
         if os.access(graph.parent, os.W_OK):
             # What is compiled is kept without its weights, 0.4 MB for MiniLM, by the processor: folders
             # are shared by machines. It takes half the time; what is damaged OpenVINO makes anew.
+            # Its name for them leaves the precision out: float32 read as bfloat16 is NaN.
             processor = core.get_property("CPU", "FULL_DEVICE_NAME"), *sorted(capabilities)
-            name = f"compiled-{digest(repr(processor).encode()).hex()}"
+            name = f"compiled-{digest(repr((*processor, hint)).encode()).hex()}"
             options |= {"CACHE_DIR": str(graph.parent / name), "CACHE_MODE": "OPTIMIZE_SIZE"}
         try:
             self._compiled = core.compile_model(graph, "CPU", options)

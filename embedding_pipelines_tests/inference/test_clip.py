@@ -72,6 +72,18 @@ def test_vectors_are_those_of_transformers_in_any_batch(
     assert np.ptp(expected_images @ expected_images.T) > 0.1  # there was something to tell apart
 
 
+def test_what_is_compiled_in_one_precision_is_not_read_in_another(
+    siglip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    squares = np.stack([prepare(each, Resize(SIZE, False, "box")) for each in pictures()])
+    exact = ClipEngine(siglip, "float32", "cpu").embed_images(squares)
+    for precision in ("auto", "float32", "auto"):
+        engine = ClipEngine(siglip, precision, "cpu")  # type: ignore[arg-type]
+        assert (engine.embed_images(squares) * exact).sum(axis=1).min() > 0.9999
+    assert np.allclose(ClipEngine(siglip, "float32", "cpu").embed_images(squares), exact, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_torch_computes_the_same_where_there_is_an_accelerator(
     family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
