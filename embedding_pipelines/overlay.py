@@ -227,7 +227,7 @@ class Overlay:
         self._lock = threading.Lock()
         self._segments = list[Segment]()
         self._last = release.pushed  # the number of the newest change that is laid over it
-        self._parts = self._no_parts = _Parts(self._maker.schema.empty_table())
+        self._parts = self._no_parts = _Parts(pa.Table.from_batches([], self._maker.schema))
         self._view = self._nothing = _View(self._store, None)
 
     def over(self, table: Table) -> Searchable:

@@ -4,6 +4,7 @@ A module that has a typer app `app` adds its commands: nothing else has to name 
 `--json`; `common` says what comes out.
 """
 
+import gc
 import importlib
 import pkgutil
 import sys
@@ -69,6 +70,9 @@ _add_commands()
 
 def main() -> None:
     """The console script."""
+    # Imports and Dagster make some hundred thousand objects that stay; looking through them again
+    # and again for cycles took a sixth of a small change. The default is 700.
+    gc.set_threshold(100_000)
     descriptors = prepare_streams()
     try:
         raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))

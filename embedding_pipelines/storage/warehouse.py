@@ -47,6 +47,7 @@ State = TypeVar("State")
 WAIT = "Wait for it to end, then try again."
 DAMAGED = ".damaged"  # the end of a shard's name that was set aside, until it is made anew
 ROW_GROUP_ROWS = 4_096  # also the batch in which texts are deduplicated and sorted by length
+LEVEL = 5  # of zstd: texts take 0.88 of the bytes of level 1, 7 MB of them 0.05 s more
 ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory stays bounded
 
 
@@ -510,7 +511,13 @@ def _write_parquet(
         if not pa.types.is_fixed_size_list(field.type)
     ]
     with pq.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=others, write_statistics=others, **options
+        path,
+        schema,
+        compression="zstd",
+        compression_level=LEVEL,
+        use_dictionary=others,
+        write_statistics=others,
+        **options,
     ) as writer:
         for group in _regroup(schema, batches):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)

@@ -181,7 +181,7 @@ class LanceTable(Table):
     @property
     def version(self) -> int | None:
         # Read from the manifests' names, which the format fixes: a run that changes nothing then
-        # does not import lancedb, which takes 1.6 s. Anything unusual is left to lancedb, which may
+        # does not load lancedb. Anything unusual is left to lancedb, which may
         # raise.
         manifests = self._manifests()
         if not manifests:
