@@ -37,8 +37,8 @@ class Limits:
     request_tokens: int  # summed over the texts of one request
     request_texts: int
     concurrent_requests: int = 1  # `embed` is then called from that many threads
-    request_images: int = 0  # of one request; 0: the model takes texts alone
     request_bytes: int | None = None  # as `request_tokens`, in UTF-8; None: no such limit
+    request_images: int = 0  # of one request; 0: the model takes texts alone
 
 
 @dataclass(frozen=True)

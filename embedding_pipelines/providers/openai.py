@@ -121,7 +121,7 @@ class OpenaiModel(HostedModel, PromptModel):
         most, threads = self.text_tokens(options.model_tokens), options.concurrent_requests
         if options.published_model is None:
             return Limits(most, max(OTHER_REQUEST_TOKENS, most), OTHER_REQUEST_TEXTS, threads)
-        return Limits(most, REQUEST_TOKENS, REQUEST_TEXTS, threads, REQUEST_BYTES)
+        return Limits(most, REQUEST_TOKENS, REQUEST_TEXTS, threads, request_bytes=REQUEST_BYTES)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:

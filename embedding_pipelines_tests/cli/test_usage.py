@@ -26,7 +26,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("export ok --to foo", "`--to` is 'foo': write one of parquet, npy, torch, atlas."),
         ("export ok", "`--to` is missing: write one of parquet, npy, torch, atlas."),
         ("search", "PIPELINE is missing. `embedding-pipelines search --help` shows how it is used"),
-        ("search ok", "Give a QUERY, or --like and the id of a document."),
+        ("search ok", "Give a QUERY, --like and the id of a document, or --image and a file."),
         ("search ok red big fox", "as `embedding-pipelines search ok 'red big fox'`. "),
         ("list extra words", "'extra words' is too much. "),
         ("run --home", "`--home` needs a value after it."),
