@@ -38,7 +38,6 @@ from embedding_pipelines.vectors import Vectors, unit
 from embedding_pipelines_tests.chain import run_steps, write_pipeline
 from embedding_pipelines_tests.clips import tiny_clip
 
-PHOTOGRAPHS = Path("/work/shared/data/flickr200")
 RIDGE = 0.3  # of the mean energy of a text's dimension
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -152,9 +151,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, float]:
     return result, seconds, spent
 
 
-def compare(paths: Sequence[Path], rounds: int, precision: Any) -> dict[str, Any]:
+def compare(paths: Sequence[Path], tokenizer: Path, rounds: int, precision: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
-        folder = large_clip(Path(place) / "clip", PHOTOGRAPHS.parent / "clip_tokenizer")
+        folder = large_clip(Path(place) / "clip", tokenizer)
         model = Clip(model=str(folder), precision=precision).open(Path(place))
         ours, plain = our_way(model), plain_loop(folder)
         few = list(paths[:8])
@@ -198,11 +197,11 @@ def compare(paths: Sequence[Path], rounds: int, precision: Any) -> dict[str, Any
     }
 
 
-def retrieve() -> dict[str, Any]:
+def retrieve(photographs: Path) -> dict[str, Any]:
     """Recall among the photographs that the map was not fitted to; chance beside it."""
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
-        _small_pipeline(home)
+        _small_pipeline(home, photographs)
         rows = load_table(home, "p")
         with Searcher(home, "p") as searcher:
             train, held = (rows[rows["fold"] == name] for name in ("train", "test"))
@@ -222,11 +221,11 @@ def retrieve() -> dict[str, Any]:
     }
 
 
-def _small_pipeline(home: Path) -> None:
+def _small_pipeline(home: Path, photographs: Path) -> None:
     """The photographs with their captions, half of them `train`, through a tiny CLIP."""
     tiny_clip(home / "model")
-    (home / "photos").symlink_to(PHOTOGRAPHS / "images")
-    with (PHOTOGRAPHS / "captions.csv").open(encoding="utf-8") as file:
+    (home / "photos").symlink_to(photographs / "images")
+    with (photographs / "captions.csv").open(encoding="utf-8") as file:
         captions = list(csv.DictReader(file))
     names = sorted({row["image"] for row in captions})
     train = set(np.random.default_rng(0).permutation(names)[: len(names) // 2])
@@ -247,16 +246,19 @@ def _small_pipeline(home: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--retrieval", action="store_true")
     options = parser.parse_args()
     if options.retrieval:
-        print(json.dumps(retrieve(), indent=2))
+        print(json.dumps(retrieve(options.data.resolve() / "flickr200"), indent=2))
         return
-    paths = sorted((PHOTOGRAPHS / "images").iterdir())[: options.images]
-    print(json.dumps(compare(paths, options.rounds, options.precision), indent=2))
+    paths = sorted((options.data / "flickr200" / "images").iterdir())[: options.images]
+    tokenizer = options.data / "clip_tokenizer"
+    result = compare(paths, tokenizer, options.rounds, options.precision)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from embedding_pipelines.vectors import Vectors
+from embedding_pipelines_tests.corpora import public
 
 SIZE, DIMENSIONS = 64, 48
 TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 TEXT = {**TOWER, "num_attention_heads": 4}
 VISION = {**TEXT, "image_size": SIZE, "patch_size": 16}
-CLIP_TOKENIZER = Path("/work/shared/data/clip_tokenizer")
 CORPUS = ["a photo of a cat and a dog", "two children play in the snow", "A red car by the sea."]
 
 
@@ -126,9 +126,10 @@ def _unit(vectors: Any) -> Vectors:
 def _clip_tokenizer(folder: Path) -> int:
     """CLIP's own tokenizer where it is at hand, else one of its kind; how many tokens it has."""
     folder.mkdir(parents=True, exist_ok=True)
-    if CLIP_TOKENIZER.is_dir():
+    own = public("clip_tokenizer")
+    if own is not None:
         for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
-            (folder / name).write_bytes((CLIP_TOKENIZER / name).read_bytes())
+            (folder / name).write_bytes((own / name).read_bytes())
         return len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     from tokenizers.pre_tokenizers import ByteLevel
 

@@ -533,7 +533,10 @@ def test_a_folder_below_the_home_is_a_model_of_that_name(home: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"provider": "bedrock"}, "provider is 'bedrock': write 'local' or one of aios, clip, cohere"),
+        (
+            {"provider": "bedrock"},
+            "provider is 'bedrock': write 'local' or one of aios, clip, cohere",
+        ),
         ({"provider": "local"}, "provider 'hf': model: Field required"),
         ({"provider": "cohere"}, "provider 'cohere': model: Field required"),
         ({"dimensions": 2_000}, "can give 1 to 1536"),

@@ -17,10 +17,10 @@ from embedding_pipelines.inference.clip import ClipEngine
 from embedding_pipelines.search import Searcher
 from embedding_pipelines_tests.chain import run_steps, write_pipeline
 from embedding_pipelines_tests.clips import plain_images, tiny_clip, tiny_siglip
+from embedding_pipelines_tests.corpora import public
 from embedding_pipelines_tests.drawn import drawing, encoded
 from embedding_pipelines_tests.seeing import COLOURS, draw
 
-PHOTOGRAPHS = Path("/work/shared/data/flickr200/images")
 FORMATS: dict[str, dict[str, Any]] = {
     "PNG": {}, "BMP": {}, "TIFF": {}, "PCX": {}, "WEBP": {"lossless": True},
     "JPEG": {"quality": 80, "subsampling": 2}, "AVIF": {"quality": 70},
@@ -31,8 +31,9 @@ BATCHES = (1, 2, 7, 33, 64)
 
 def photographs() -> list[bytes]:
     """200 files: those at hand, else drawn ones."""
-    if PHOTOGRAPHS.is_dir():
-        return [path.read_bytes() for path in sorted(PHOTOGRAPHS.iterdir())]
+    folder = public("flickr200")
+    if folder is not None:
+        return [path.read_bytes() for path in sorted((folder / "images").iterdir())]
     return [encoded(drawing(seed, 200, 130), "JPEG") for seed in range(200)]
 
 
