@@ -13,7 +13,7 @@ from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.examples import list_characters
 from embedding_pipelines.inference.encoder import token_batches
-from embedding_pipelines.inference.openvino import OpenVino
+from embedding_pipelines.inference.openvino import BATCH_TOKENS
 from embedding_pipelines.providers.hf import Hf
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS
@@ -82,7 +82,7 @@ def test_less_than_three_in_a_hundred_tokens_are_padding(proof_home: Path, corpu
         for start in range(0, len(lengths), ROW_GROUP_ROWS):
             part = lengths[start : start + ROW_GROUP_ROWS]
             for request in pack(part, limits):
-                for batch in token_batches([part[at] for at in request], OpenVino.batch_tokens):
+                for batch in token_batches([part[at] for at in request], BATCH_TOKENS):
                     widths = [part[request[at]] for at in batch]
                     real += sum(widths)
                     padded += len(widths) * max(widths)
