@@ -47,6 +47,7 @@ class Plan:
     cache_hits: int = 0  # texts in the embedding cache: they cost nothing
     texts_waiting: int = 0  # in batch jobs that are running
     texts_to_embed: int = 0
+    images_to_embed: int = 0
     tokens: int = 0  # by the model's tokenizer, or an estimate from above
     requests: int = 0
     tokens_to_check: int = 0  # more at most, for the checks
@@ -156,12 +157,14 @@ def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> 
     for texts in look_up(batches, space, "document", run.cache):
         misses = {key: text for key, text in texts.misses.items() if key not in waiting}
         tokens = [count for _, count in misses.values()]
+        images = tokens.count(0) if run.spec.source.has_images else 0
         sizes = [len(text.encode()) for text, _ in misses.values()]
         at_once = misses.keys() & rejected if uses_batch_jobs else misses
         direct += sum(misses[key][1] for key in at_once)
         result.texts_waiting += len(texts.misses) - len(misses)
         result.cache_hits += texts.hits
-        result.texts_to_embed += len(misses)
+        result.texts_to_embed += len(misses) - images
+        result.images_to_embed += images
         result.tokens += sum(tokens)
         result.requests += sum(1 for _ in pack(tokens, model.limits, sizes))
     return direct
@@ -169,15 +172,16 @@ def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> 
 
 def _seconds(run: Run, result: Plan) -> tuple[float | None, str]:
     """Seconds of embedding, and where they come from: the pace of the last run, else an estimate;
-    no faster than the account's stated requests."""
-    if not result.tokens:
+    no faster than the account's stated requests. Of images and texts, those of the images."""
+    if not result.tokens and not result.images_to_embed:
         return 0.0, ""
     options = run.spec.model
     manifests = run.folder.embeddings.manifests(run.spec.partition_names)
-    figures = (entry.statistics.get("tokens_per_second") for entry in manifests)
+    name = "images_per_second" if result.images_to_embed else "tokens_per_second"
+    figures = (entry.statistics.get(name) for entry in manifests)
     rates: list[float] = [rate for rate in figures if rate]
     if rates:
-        seconds: float | None = result.tokens / median(rates)
+        seconds: float | None = (result.images_to_embed or result.tokens) / median(rates)
         source = "at the pace of this pipeline's last run"
     elif isinstance(options, ServiceOptions):
         seconds = result.requests * REQUEST_SECONDS / options.concurrent_requests

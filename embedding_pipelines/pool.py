@@ -51,7 +51,8 @@ class Pool:
         self._lock, self._closed = threading.Lock(), threading.Event()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """The result of `function(*arguments)`, or its exception; all of them can be pickled."""
+        """The result of `function(*arguments)`, or its exception; all of them can be pickled. OSError
+        where the system starts no process."""
         future: Future[Result] = Future()
         message = pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)
         with self._lock:
@@ -92,8 +93,12 @@ class Pool:
                 if self._closed.is_set():
                     future.cancel()
                 elif future.set_running_or_notify_cancel():
-                    process = process or _start()
-                    process = _run(process, message, future, self._task_seconds)
+                    try:
+                        process = process or _start()
+                    except OSError as error:
+                        future.set_exception(error)
+                    else:
+                        process = _run(process, message, future, self._task_seconds)
                 del task, future, message  # not held while there is nothing to do
         finally:
             if process is not None:
@@ -131,7 +136,7 @@ def _run(
     watch.start()
     try:
         _write(process.stdin, message)
-        is_result, value = pickle.loads(_read(process.stdout))  # noqa: S301  # our own process
+        reply = _read(process.stdout)
     except (OSError, EOFError) as error:
         _end(process)
         words = f"its process died (exit status {process.returncode})"
@@ -141,6 +146,10 @@ def _run(
         return None
     finally:
         watch.cancel()
+    try:
+        is_result, value = pickle.loads(reply)  # noqa: S301  # our own process
+    except Exception as error:  # noqa: BLE001  # of an exception that cannot be made anew, say
+        is_result, value = False, error
     if is_result:
         future.set_result(value)
     else:

@@ -121,8 +121,7 @@ class Pusher:
         with self._log.hold():  # embedding may have taken a while
             self._require_not_forgotten(ids, documents, place)
             number = self._log.append(changes, self._taken)
-        read = {path.partition(".")[0] for path in Push.of(spec.source).columns}
-        read |= {*Push.of(spec.source).columns}
+        read = Push.of(spec.source).fields
         ignored = {name for document in documents for name in document} - read
         return Receipt(
             spec.name,

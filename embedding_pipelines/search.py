@@ -290,8 +290,10 @@ class Searcher:
         try:
             name, pixels = pixels_of(image)
         except (OSError, ValueError, TypeError) as error:
-            words = error.strerror if isinstance(error, OSError) else error
-            raise ConfigError(f"The image cannot be searched for: {words}.") from error
+            words = error.strerror or error if isinstance(error, OSError) else error
+            name = f" {str(image)!r}" if isinstance(image, str | Path) else ""
+            text = str(words).removesuffix(".")
+            raise ConfigError(f"The image{name} cannot be searched for: {text}.") from error
         vectors = self.model.embed_images(prepare_image(pixels, self.model.resize)[None])
         vector = check_reply(vectors, [name], self.model.space)[0]
         return self._find(Query("", vector), name, k, filter, "vector", self._doubts, started)

@@ -1,5 +1,6 @@
 """Processes for tasks: results and exceptions come back, and a death fails one task alone."""
 
+import errno
 import operator
 import os
 import subprocess
@@ -69,3 +70,32 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+class Odd(Exception):
+    """One that pickle cannot make anew, since it passes on less than it takes."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first)
+
+
+def raise_odd() -> None:
+    raise Odd("first", "second")
+
+
+def test_no_task_waits_for_ever_whatever_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool(1) as pool:
+        odd, after = pool.submit(raise_odd), pool.submit(operator.add, 3, 4)
+        with pytest.raises(TypeError):
+            odd.result(30)
+        assert after.result(30) == 7
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with Pool(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            pool.submit(operator.add, 1, 2).result(30)
+        patch.undo()
+        assert pool.submit(operator.add, 1, 2).result(30) == 3

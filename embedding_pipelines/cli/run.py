@@ -3,6 +3,7 @@
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -272,25 +273,25 @@ def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
     lines = [f"{spec.name}: {what}{'' if changes else '; a run has nothing to do'}"]
     if plan.built_anew:
         lines.append(f"  builds   the table anew, since {plan.built_anew} changed")
-    if plan.texts_to_embed:
+    if plan.texts_to_embed or plan.images_to_embed:
         model = f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":")
         lines.append(
-            f"  embeds   {counted(plan.texts_to_embed, 'text')}, about "
-            f"{counted(plan.tokens, 'token')}, in {counted(plan.requests, 'request')} to {model}"
+            f"  embeds   {', '.join(_to_embed(plan))}, in {counted(plan.requests, 'request')} to {model}"
         )
     if plan.cache_hits:
-        lines.append(f"  cached   {counted(plan.cache_hits, 'text')}, which cost nothing")
+        kind = "vector" if spec.source.has_images else "text"
+        lines.append(f"  cached   {counted(plan.cache_hits, kind)}, which cost nothing")
     if plan.texts_waiting:
         lines.append(f"  waits    for {counted(plan.texts_waiting, 'text')} in batch jobs")
     if plan.tokens_to_check:
         lines.append(f"  checks   embed up to {counted(plan.tokens_to_check, 'token')} more")
-    if plan.tokens or plan.tokens_to_check:
+    if plan.tokens or plan.images_to_embed or plan.tokens_to_check:
         lines.append(f"  costs    {_usd_in_words(plan.usd)}")
     if plan.within_budget is False:
         lines.append("  budget   does not suffice: the run ends there, and the next one goes on")
     elif spec.budget is not None:
         lines.append(f"  budget   {'suffices' if plan.within_budget else 'not known to suffice'}")
-    if plan.tokens:
+    if plan.tokens or plan.images_to_embed:
         took = "" if plan.seconds is None else f"about {words_of(plan.seconds)}: "
         lines.append(f"  takes    {took}{plan.seconds_from}")
     if plan.output:
@@ -298,6 +299,13 @@ def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
     if plan.held_back:
         lines.append(f"  checks   a run will hold this back: {plan.held_back}")
     return lines + [f"  missing  {what}" for what in plan.missing]
+
+
+def _to_embed(plan: "Plan") -> Iterator[str]:
+    if plan.images_to_embed:
+        yield counted(plan.images_to_embed, "image")
+    if plan.texts_to_embed:
+        yield f"{counted(plan.texts_to_embed, 'text')}, about {counted(plan.tokens, 'token')}"
 
 
 def _usd_in_words(usd: float | None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from embedding_pipelines.embedding.workers import Workers
-from embedding_pipelines.errors import SourceError
+from embedding_pipelines.errors import SourceError, SourceGoneError
 from embedding_pipelines.images import (
     MAX_BYTES,
     ImageError,
@@ -25,7 +25,8 @@ from embedding_pipelines.pool import Pool, ProcessDied
 AHEAD = 8  # images that are read at once: from a bucket each takes a way there and back
 
 Read = Callable[[str], bytes | Path]
-"""The content of an image, or its file, by its name. Raises SourceError where it is gone."""
+"""The content of an image, or its file, by its name. Raises SourceGoneError where it is gone,
+SourceError where it cannot be read."""
 
 
 class ImageLoader:
@@ -36,7 +37,8 @@ class ImageLoader:
         self._pool, self._workers = Pool(), Workers(AHEAD)
 
     def load(self, name: str, digest: str) -> "Future[Pixels | str]":
-        """uint8[size, size, 3], or why there is no such image any more."""
+        """uint8[size, size, 3], or why there is no such image any more. The future has a SourceError
+        where nobody can tell, since disk or bucket does not answer."""
         return self._workers.submit(self._load, name, digest)
 
     def close(self) -> None:
@@ -55,9 +57,18 @@ class ImageLoader:
             return self._pool.submit(square_of, content, expected, self._resize).result()
         except FileNotFoundError:
             words = "the file is gone"
-        except (SourceError, ImageError, ProcessDied, MemoryError, OSError) as error:
-            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return f"{name}: {words}. Run again, or put the image back that was there."
+        except (SourceGoneError, ImageError, ProcessDied) as error:
+            words = str(error)
+        except MemoryError:
+            words = "it takes too much memory"
+        except OSError as error:
+            raise SourceError(
+                f"{name} cannot be read: {error.strerror or error}. See to that, then run again."
+            ) from error
+        return (
+            f"{name}: {words}. Run again, which reads what is there now; `embedding-pipelines retry` "
+            "tries it once more if it is there as it was."
+        )
 
 
 def square_of(content: bytes | Path, expected: str, resize: Resize) -> Pixels:

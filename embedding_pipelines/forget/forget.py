@@ -58,6 +58,7 @@ from embedding_pipelines.steps.documents import (
     is_pushed,
     read_files,
 )
+from embedding_pipelines.steps.duplicates import write_duplicates
 from embedding_pipelines.steps.output import forget_rows
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
@@ -244,7 +245,7 @@ def _leave_tombstone(
 
 def _erase_by_text(run: Run, traces: Traces, receipt: Receipt) -> None:
     """Vectors in the cache, and those that batch jobs would file there."""
-    keys, notes = cache_keys(run, traces.own_texts | traces.queries)
+    keys, notes = cache_keys(run, traces.own_texts | traces.queries, traces.images)
     receipt.notes += notes
     if run.warehouse.cache.exists():
         receipt.erased["cached_vectors"], is_overwritten = run.cache.remove_many(keys)
@@ -374,6 +375,8 @@ def _erase_rows(
         receipt.erased[shards.folder.name] = count
         for path in list_files(shards.folder, f"*{DAMAGED}"):
             delete(path)
+    if run.spec.source.has_images:
+        write_duplicates(run)
     log = pushed_log(run.warehouse, run.spec.name)
     log.delete_drafts()
     if traces.pushed:

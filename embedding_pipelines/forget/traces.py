@@ -78,6 +78,7 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
         _trace_chunks(run, traces, name)
     _trace_tables(run, traces, own)
     _trace_pushed(run, traces)
+    traces.texts.discard("")  # of an image without a caption
     _find_shared(run, traces)
     return traces
 

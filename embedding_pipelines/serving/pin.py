@@ -11,6 +11,7 @@ from embedding_pipelines.errors import BundleError
 from embedding_pipelines.inference.weights import PACKAGED, file_sha256, local_folder
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 
+LOCAL = ("hf", "clip")  # models in the format of Hugging Face, on this machine
 FOLDER_ENDINGS = (".safetensors", ".json", ".txt", ".model", ".md")
 SAVED_MODEL = (".pb", ".index", ".txt")  # and shards of variables, of TensorFlow
 FILE_OPTIONS = ("vectors", "trained", "calibration")  # that name a file below the home folder
@@ -92,7 +93,7 @@ def pin_of(options: ProviderOptions, model: EmbeddingModel, home: Path) -> Pin:
 
 def model_folder_of(options: ProviderOptions, home: Path) -> Path | None:
     """The folder of a local model's files on this machine, if there is one."""
-    if options.kind != "hf":
+    if options.kind not in LOCAL:
         return None
     return local_folder(
         str(getattr(options, "model", "")), getattr(options, "revision", None), home
@@ -107,7 +108,7 @@ def _fetch(
         return "bundle", "The model's files are in the bundle."
     if options.kind == "hashing":
         return "built in", "Install the version of embedding-pipelines that the bundle names."
-    if options.kind == "hf":
+    if options.kind in LOCAL:
         if (packaged := PACKAGED.get(name)) is not None and _distribution(packaged.package):
             package = _distribution(packaged.package)
             return (
@@ -138,6 +139,6 @@ def _distribution(module: str) -> str:
 
 def _named(options: ProviderOptions) -> Iterator[str]:
     """The options that may name a file or a folder."""
-    names = (*FILE_OPTIONS, *(("model",) if options.kind in ("hf", "tensorflow") else ()))
+    names = (*FILE_OPTIONS, *(("model",) if options.kind in (*LOCAL, "tensorflow") else ()))
     values: list[JsonValue] = [getattr(options, name, None) for name in names]
     yield from (value for value in values if isinstance(value, str) and value)

@@ -17,6 +17,7 @@ from embedding_pipelines.serving.pin import model_folder_of
 OWN = "embedding-pipelines"
 EXTRAS = {  # what a provider needs beside the package itself
     "aios": ("aios",),
+    "clip": ("local", "images"),
     "hf": ("local",),
     "openai": ("openai",),
     "tensorflow": ("tensorflow",),

@@ -77,6 +77,9 @@ class Source(Choice):
     suffixes: ClassVar[tuple[str, ...]] = ()  # which files of a folder to read; in lower case
     unit: ClassVar[str] = "file"  # what one of its parts is, for people
     has_images: ClassVar[bool] = False  # whether documents have the columns schemas.IMAGE and URI
+    own_columns: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # of metadata: what it says itself, nobody else
 
     id: str | None = None
     text: Names = ("text",)

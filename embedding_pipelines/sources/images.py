@@ -162,6 +162,7 @@ class Images(FileSource):
     kind: Literal["images"] = "images"
     unit: ClassVar[str] = "image"
     has_images: ClassVar[bool] = True
+    own_columns: ClassVar[frozenset[str]] = frozenset(OWN)
     suffixes: ClassVar[tuple[str, ...]] = (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif"),
         *(".tif", ".tiff", ".pcx", ".avif", ".heic", ".heif"),

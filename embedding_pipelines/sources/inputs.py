@@ -89,8 +89,8 @@ class Contents:
         self._buckets: dict[str, Bucket] = {}  # by address, once for all of their objects
 
     def read(self, name: str) -> bytes | Path:
-        """The content of an object, or a file. Raises SourceError for an object that is gone, or
-        cannot be read."""
+        """The content of an object, or a file. Raises SourceGoneError for an object that is gone,
+        SourceError if the store refuses, or does not answer."""
         if not is_uri(name):
             return self._home / name
         try:
@@ -103,7 +103,7 @@ class Contents:
         except BucketError as error:
             raise SourceError(str(error)) from error
         if content is None:
-            raise SourceError("the object is gone")
+            raise SourceGoneError("the object is gone")
         return content
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import pyarrow as pa
+from pydantic import PrivateAttr
 
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.files import unseal
@@ -27,12 +28,22 @@ class Push(Source):
     unit: ClassVar[str] = "segment"
 
     id: str = ID
+    _left_out: frozenset[str] = PrivateAttr(frozenset())  # fields that count as missing
 
     @classmethod
     def of(cls, source: Source) -> Self:
-        """What reads the documents that are pushed to a pipeline with this source."""
+        """What reads the documents that are pushed to a pipeline with this source. What the source
+        alone can say of its own documents, such as where an image is, nobody says of these."""
         names = ("text", "metadata", "missing", "nanoseconds", "max_rejected")
-        return cls(id=source.id or ID, **{name: getattr(source, name) for name in names})
+        push = cls(id=source.id or ID, **{name: getattr(source, name) for name in names})
+        push._left_out = source.own_columns
+        return push
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of what is read of a document."""
+        names = (name for path in self.columns for name in (path, path.partition(".")[0]))
+        return frozenset(names) - self._left_out
 
     @property
     def place(self) -> str:
@@ -54,7 +65,11 @@ class Push(Source):
         them."""
         fields = Fields(self, file, log, lambda data: data)
         for row, data in records:
-            yield from fields.add(row, parse(data.decode()), data, len(data))
+            record = parse(data.decode())
+            if isinstance(record, dict):
+                for name in self._left_out:
+                    record.pop(name, None)
+            yield from fields.add(row, record, data, len(data))
         yield from fields.flush()
 
 

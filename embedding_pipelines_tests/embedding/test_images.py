@@ -16,7 +16,7 @@ from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.images import ImageLoader
-from embedding_pipelines.errors import SourceError
+from embedding_pipelines.errors import SourceError, SourceGoneError
 from embedding_pipelines.images import Pixels, decode, digest
 from embedding_pipelines.providers.base import InputType, Response
 from embedding_pipelines.providers.clip import Clip
@@ -50,7 +50,9 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageLoader]:
 
     def read(name: str) -> Path | bytes:
         if name.endswith("gone"):
-            raise SourceError("the object is gone")
+            raise SourceGoneError("the object is gone")
+        if name.endswith("away"):
+            raise SourceError("s3://photos: it does not answer")
         return folder / name if name.startswith("/") else bytes.fromhex(name)
 
     with ImageLoader(read, RESIZE) as loader:
@@ -133,6 +135,17 @@ def test_what_is_not_the_image_any_more_is_rejected_alone(
     assert "missing.png: the file is gone" in part.rejected[3]
     assert part.rejected[4].startswith("gone: the object is gone. Run again")
     assert part.usage.rejected == 4
+
+
+def test_a_bucket_or_disk_that_does_not_answer_ends_the_run_and_rejects_nothing(
+    tmp_path: Path, loader: ImageLoader
+) -> None:
+    good = drawn(tmp_path / "good.png", 1, 2, 3)
+    folder = tmp_path / "no_file"
+    folder.mkdir()
+    for name, words in (("away", "does not answer"), (str(folder), "Is a directory. See to that")):
+        with EmbeddingCache(IN_MEMORY) as cache, pytest.raises(SourceError, match=words):
+            run(opened(Seeing), loader, [rows([good, (name, "3" * 32)])], cache)
 
 
 def test_the_next_images_are_loaded_while_the_model_computes(

@@ -13,6 +13,7 @@ from embedding_pipelines.deployments import Deployment, write_deployment
 from embedding_pipelines.errors import BusyError, ConfigError, DocumentError, StoreError
 from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
 from embedding_pipelines.progress import Silent
+from embedding_pipelines.providers.clip import Clip
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report.page import write_report
@@ -33,6 +34,8 @@ from embedding_pipelines_tests.chain import (
     write_pipeline,
 )
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.drawn import drawing, encoded, write
+from embedding_pipelines_tests.seeing import Seeing
 from embedding_pipelines_tests.shared import at_work, machine, remote_of, run_shared
 from embedding_pipelines_tests.stores.tables import token_files
 
@@ -527,3 +530,40 @@ def test_what_was_pushed_before_the_first_run_is_forgotten(home: Path) -> None:
         assert [hit.document_id for hit in searcher.search(SECRET).hits] == ["eve"]
     with pytest.raises(ConfigError, match="a part of the log"):
         forget_it(home, files=("data/warehouse/pushed/p/0000000001-0000000001-0001.jsonl",))
+
+
+IMAGES = """\
+source: {kind: images, path: photos}
+model: {provider: clip, model: seeing}
+partitions: 2
+evaluation: {known_items: 0, may_shrink: 1}
+"""
+
+
+def test_an_image_leaves_the_cache_and_the_table_of_duplicates(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clip, "model_class", Seeing)
+    write_pipeline(home, "p", IMAGES)
+    for seed in range(4):
+        write(home / "photos" / f"{seed}.png", encoded(drawing(seed)))
+    write(home / "photos" / "twice.bmp", encoded(drawing(3), "BMP"))
+    run_steps(home, "p")
+    with run_of(home, "p") as run:
+        digests = {row["document_id"]: row["image"] for row in live_rows(home, "p").values()}
+        space, path = run.model.space.id, run.folder.duplicates
+        keys = {name: run.cache.key(space, "image", image) for name, image in digests.items()}
+        assert len(run.cache.get_many([*keys.values()], None)) == 4
+        assert len(read_table(path)) == 2
+        first = forget_it(home, "twice.bmp")
+        assert len(run.cache.get_many([*keys.values()], None)) == 4  # 3.png has the same pixels
+        assert len(read_table(path)) == 0
+        second = forget_it(home, "2.png")
+        assert run.cache.get_many([*keys.values()], None).keys() == {
+            keys[name] for name in ("0.png", "1.png", "3.png")
+        }
+    assert (first.erased["cached_vectors"], second.erased["cached_vectors"]) == (0, 1)
+    assert (first.left, second.notes, second.left) == ([], [], [])
+    (home / "photos" / "4.png").write_bytes(encoded(drawing(4)))
+    run_steps(home, "p")
+    assert live_rows(home, "p").keys() == {f"{seed}.png#0" for seed in (0, 1, 3, 4)}

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from embedding_pipelines import images
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.overlay import PLACE
 from embedding_pipelines.sources.base import ReadLog, Source, fetched
 from embedding_pipelines.sources.images import AHEAD
 from embedding_pipelines.sources.push import Push
@@ -133,7 +134,19 @@ def test_options_that_make_no_sense_are_refused_with_what_to_do(
 
 def test_what_is_pushed_beside_images_is_a_text_without_a_picture() -> None:
     source = make("images", "photos", captions={"path": "a.csv", "metadata": ["album"]})
-    assert Push.of(source).schema == source.schema
+    push, log = Push.of(source), ReadLog(lambda _: None)
+    assert push.schema == source.schema
+    record = {"id": "a", "text": "words", "album": "x", "image": "0" * 32, "uri": "/etc/passwd"}
+    (batch,) = push.documents([(1, json.dumps(record).encode())], PLACE, log)
+    (row,) = batch.to_pylist()
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "document_id": "a",
+        "text": "words",
+        "source_file": "pushed",
+        "source_row": 1,
+        "album": "x",
+    }
+    assert push.fields == {"id", "text", "album"}  # whoever pushes is told of the rest
 
 
 def _die(data: bytes) -> images.Look:
