@@ -181,11 +181,13 @@ def test_a_new_name_costs_nothing_and_another_picture_itself(built: Path) -> Non
     photos = built / "photos"
     shutil.move(photos / "red.png", photos / "renamed.png")
     Image.open(photos / "blue.png").save(photos / "two" / "blue.webp", lossless=True)
-    assert plan(run_of(built, "p", seeing())).texts_to_embed == 0
+    made = plan(run_of(built, "p", seeing()))
+    assert (made.texts_to_embed, made.images_to_embed) == (0, 0)
     assert embedded(run_steps(built, "p")) == 0
     assert best(built, query="red")[0] == "renamed.png"
     draw(photos / "new.png", "white", "red")
-    assert plan(run_of(built, "p", seeing())).texts_to_embed == 1
+    made = plan(run_of(built, "p", seeing()))
+    assert (made.texts_to_embed, made.images_to_embed) == (0, 1)
     assert embedded(run_steps(built, "p")) == 1
     use = cache_use(built)
     assert use.vectors - sum(use.used_by.values()) == 0  # all of them are somebody's

@@ -24,9 +24,11 @@ BUSY = "_IN_PROGRESS"
 
 def main(arguments: list[str]) -> int:
     """What the command line says; 0 if it was done."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return _say_error("boto3 is missing. Run: pip install 'embedding-pipelines[buckets]'")
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("action", choices=["deploy", "destroy"])
     parser.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="of template.yaml")
@@ -42,8 +44,8 @@ def main(arguments: list[str]) -> int:
             question = (
                 f"Remove stack {given.name} with all objects in its buckets? Write its name: "
             )
-            if not given.yes and input(question) != given.name:
-                return _say_error("Nothing was removed.")
+            if not given.yes and _answer(question) != given.name:
+                return _say_error("Nothing was removed. Without a terminal, add --yes.")
             destroy(session, given.name)
     except (BotoCoreError, ClientError, ValueError) as error:
         return _say_error(str(error))
@@ -51,9 +53,13 @@ def main(arguments: list[str]) -> int:
 
 
 def deploy(session: Any, name: str, parameters: dict[str, str]) -> None:
-    """Create the stack, or bring it up to date; parameters that are not named stay as they are.
+    """Create the stack, or bring it up to date; parameters that are not named stay as they are. One
+    that could not be created the first time is removed before, since AWS changes none of these.
     Raises ValueError if it ends otherwise, with the first reason that AWS gives."""
     client, before = session.client("cloudformation"), _stack(session, name)
+    if before and before["StackStatus"] == "ROLLBACK_COMPLETE":
+        client.delete_stack(StackName=name)
+        before = _wait(session, name)
     kept = [each["ParameterKey"] for each in before.get("Parameters", ())] if before else []
     values = [{"ParameterKey": key, "ParameterValue": text} for key, text in parameters.items()]
     values += [
@@ -83,7 +89,7 @@ def deploy(session: Any, name: str, parameters: dict[str, str]) -> None:
 
 
 def destroy(session: Any, name: str) -> None:
-    """Stop the worker, empty the buckets and remove everything; what is gone already is no error."""
+    """Empty the buckets and remove everything; what is gone already is no error."""
     stack = _stack(session, name)
     if stack is None:
         print(f"There is no stack {name}.")
@@ -143,6 +149,13 @@ def _reason(session: Any, name: str) -> str:
     if not failed:
         return "AWS gives no reason"
     return f"{failed[-1]['LogicalResourceId']}: {failed[-1].get('ResourceStatusReason', '')}"
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question)
+    except EOFError:  # nobody is there to answer
+        return ""
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -268,7 +268,9 @@ def _cell(value: Any) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, list):
-        return ", ".join(map(_cell, value))
+        return ", ".join(
+            figure(each, ".3f") if isinstance(each, float) else _cell(each) for each in value
+        )
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:,}"
     return printable(str(value))

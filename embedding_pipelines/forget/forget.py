@@ -245,7 +245,7 @@ def _leave_tombstone(
 
 def _erase_by_text(run: Run, traces: Traces, receipt: Receipt) -> None:
     """Vectors in the cache, and those that batch jobs would file there."""
-    keys, notes = cache_keys(run, traces.own_texts | traces.queries, traces.images)
+    keys, notes = cache_keys(run, traces.own_texts | traces.queries)
     receipt.notes += notes
     if run.warehouse.cache.exists():
         receipt.erased["cached_vectors"], is_overwritten = run.cache.remove_many(keys)

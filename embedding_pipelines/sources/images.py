@@ -107,7 +107,9 @@ class Captions(BaseModel):
     def table(self) -> FileSource:
         """What reads the table. Raises ValueError for options that are wrong."""
         classes = choices("sources", Source)
-        suffix_kinds = [kind for kind in TABLES if self.path.endswith(_suffixes(classes[kind]))]
+        suffix_kinds = [
+            kind for kind in TABLES if self.path.lower().endswith(_suffixes(classes[kind]))
+        ]
         if not suffix_kinds:
             raise ValueError(
                 f"path: the kind of {self.path!r} is not clear from its ending; name a file of CSV, "

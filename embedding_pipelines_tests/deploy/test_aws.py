@@ -1,6 +1,7 @@
 """The stack on AWS: its template is a right one, and what `deploy` creates `destroy` removes."""
 
 import importlib.util
+import io
 import re
 from collections.abc import Iterator
 from types import ModuleType
@@ -135,6 +136,29 @@ def test_a_stack_that_aws_refuses_says_why(
     place = ["--name", "photos", "--region", "us-east-1"]
     assert stack.main(["deploy", *place, "nonsense"]) == 1
     assert "'nonsense' is no NAME=VALUE." in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # nobody answers
+    assert stack.main(["destroy", *place]) == 1
+    assert "Nothing was removed. Without a terminal, add --yes." in capsys.readouterr().err
     monkeypatch.setattr("builtins.input", lambda _: "n")
     assert stack.main(["destroy", *place]) == 1
     assert "Nothing was removed." in capsys.readouterr().err
+
+
+def test_what_could_not_be_created_is_removed_and_created_anew(stack: ModuleType) -> None:
+    """AWS changes no stack in ROLLBACK_COMPLETE; moto has none."""
+    states = ["ROLLBACK_COMPLETE", "DELETE_IN_PROGRESS", "DELETE_COMPLETE", "CREATE_COMPLETE"]
+    calls: list[str] = []
+
+    class Client:
+        exceptions = type("Exceptions", (), {"ClientError": KeyError})
+
+        def describe_stacks(self, **_: Any) -> Any:
+            entry = {"StackStatus": states.pop(0), "Parameters": [{"ParameterKey": "VpcId"}]}
+            return {"Stacks": [{**entry, "Outputs": []}]}
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda **values: calls.append(f"{name} {len(values.get('Parameters', []))}")
+
+    session = type("Session", (), {"client": lambda *_: Client()})()
+    stack.deploy(session, "photos", {"Image": "x:1"})
+    assert calls == ["delete_stack 0", "create_stack 1"]
