@@ -89,7 +89,7 @@ def long_texts(name: str) -> list[str]:
     standard library."""
     if path := public(name):
         return [json.loads(line)["text"] for line in path.read_text("utf-8").splitlines()]
-    texts = defaultdict(list)
+    texts: defaultdict[str, list[str]] = defaultdict(list)
     for each in docstrings():
         texts[each["module"].partition(".")[0]] += [each["summary"], each["details"]]
     return ["\n\n".join(filter(None, parts)) for parts in texts.values()]
