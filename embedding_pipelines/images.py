@@ -130,7 +130,14 @@ def pixels_of(image: "ImageLike") -> tuple[str, Pixels]:
         raise TypeError(f"An image is a path, bytes, or an image of Pillow, not {image!r}.")
     # As a file without loss, so that it is decoded as all others are.
     written, kind = io.BytesIO(), "TIFF" if image.mode == "CMYK" else "PNG"
-    image.save(written, kind, exif=image.getexif(), icc_profile=image.info.get("icc_profile"))
+    options = {"exif": image.getexif(), "icc_profile": image.info.get("icc_profile")}
+    try:
+        image.save(written, kind, **options)
+    except (OSError, ValueError, SystemError) as error:
+        raise ImageError(
+            f"an image of {image.width} x {image.height} pixels in mode {image.mode} is not read; give "
+            "one that is not empty, converted to RGB"
+        ) from error
     return "an image", decode(written.getvalue())
 
 

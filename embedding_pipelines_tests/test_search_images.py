@@ -115,7 +115,9 @@ def test_what_is_no_image_is_a_sentence(built: Path, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     for image, words in (
         (tmp_path / "text.png", "cannot be searched for: the content is no image"),
-        (tmp_path / "missing.png", "cannot be searched for: No such file"),
+        (tmp_path / "missing.png", r"image '.*missing\.png' cannot be searched for: No such file"),
+        (Image.new("F", (2, 3)), "an image of 2 x 3 pixels in mode F is not read; give one"),
+        (Image.new("RGB", (0, 0)), "an image of 0 x 0 pixels in mode RGB is not read"),
         (5, "cannot be searched for: An image is a path, bytes, or an image of Pillow, not 5"),
     ):
         with pytest.raises(ConfigError, match=words):

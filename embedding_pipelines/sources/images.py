@@ -7,6 +7,7 @@ part of an image's stamp, so another caption has just its image read again.
 
 import contextlib
 import json
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -83,6 +84,20 @@ class Captioned:
         return None
 
 
+@contextlib.contextmanager
+def _named_as_captions() -> Iterator[None]:
+    """Errors of the table name options as a pipeline file has them, where it has them."""
+    try:
+        yield
+    except SourceError as error:
+        text = str(error)
+        for option, own in {"id": "file", **dict.fromkeys(("path", "text", "metadata"))}.items():
+            text = text.replace(f"source.{option}", f"source.captions.{own or option}")
+        if re.search(r"source\.(?!captions)", text):
+            text += " Captions have no such option: correct the table itself, in UTF-8."
+        raise type(error)(text) from error
+
+
 class Captions(BaseModel):
     """A table with a row, or more, for each image. `file`: the column with the image's name, or its
     path below the source's folder; `text` and `metadata` as in other sources."""
@@ -125,6 +140,7 @@ class Captions(BaseModel):
             place = ".".join(map(str, first["loc"]))
             raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
+    @_named_as_captions()
     def read(self, home: Path) -> Captioned:
         """All rows. Several of one image give one text, a line for each, and the metadata of the
         first. Raises SourceError."""

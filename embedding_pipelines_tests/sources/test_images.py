@@ -115,6 +115,30 @@ def test_rows_of_captions_that_cannot_be_read_are_told_and_too_many_end_the_run(
 
 
 @pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("name,text\n1.png,a\n", r"column 'file' is missing.*Set source\.captions\.file to one"),
+        ("file,words\n1.png,a\n", r"'text' is missing.*Set source\.captions\.text to one"),
+        (
+            "file,text,year\n1.png,a,soon\n",
+            r"add it to source\.missing.*have no such option: correct",
+        ),
+        (None, r"source\.captions\.path 'captions\.csv' matches no file"),
+    ],
+)
+def test_errors_of_a_table_of_captions_name_the_options_that_it_has(
+    tmp_path: Path, table: str | None, words: str
+) -> None:
+    write(tmp_path / "photos" / "1.png", encoded(drawing(1)))
+    if table is not None:
+        (tmp_path / "captions.csv").write_text(table)
+    years = {"metadata": {"year": "int"}} if table and "year" in table else {}
+    captions = {"path": "captions.csv", "text": "text", **years}
+    with pytest.raises(SourceError, match=words):
+        make("images", "photos", captions=captions).files(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"id": "name"}, "source.captions"),
