@@ -66,6 +66,8 @@ def litter(home: Path) -> dict[str, str]:
     old_codec.write_bytes(codec.read_bytes())
     draft = folder.chunks.folder / ".b00.json.0123456789ab.tmp"
     draft.write_text("half")
+    table_draft = tables / f".{name}.checksums.json.0123456789ab.tmp"
+    table_draft.write_text("half")
     (folder.folder / CANDIDATES).mkdir()
     (folder.folder / CANDIDATES / "x").write_text("x")
     other = tables / f"p-{'a' * 12}.lance"
@@ -76,6 +78,7 @@ def litter(home: Path) -> dict[str, str]:
         unnamed: "shard",
         old_codec: "codec",
         draft: "leftover",
+        table_draft: "leftover",
         folder.folder / CANDIDATES: "leftover",
         other: "table",
         dead: "version",

@@ -98,6 +98,9 @@ def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:
     for folder in (root, *root.glob("*/"), run.warehouse.pushed / run.spec.name):
         for path in abandoned_drafts(folder):
             yield "leftover", path
+    for path in abandoned_drafts(run.warehouse.tables):
+        if path.name.rpartition("-")[0] == f".{run.spec.name}":
+            yield "leftover", path
     for path in (*run.folder.documents.folder.glob(f"{READING}*/"), root / CANDIDATES):
         if path.is_dir():
             yield "leftover", path

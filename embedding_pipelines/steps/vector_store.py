@@ -136,6 +136,7 @@ def update_vector_store(run: Run) -> StepReport:
     existing = run.spec.store.names(run.warehouse.tables)
     before = {other: rows for other, rows in before.items() if other in existing}
     pushed = _absorbed(run, state.pushed if state else 0)
+    _clean_others(run, name)
     state = TableState(
         name, version, shards, trained, layout(run.spec), table.rows(), before, pushed
     )
@@ -247,6 +248,14 @@ def _forget_releases(run: Run, table: Table, name: str) -> None:
     ]
     if len(kept) < len(releases.releases):
         write_releases(run.folder, releases.model_copy(update={"releases": kept}))
+
+
+def _clean_others(run: Run, name: str) -> None:
+    """Delete what a killed run left in the other tables of releases, which nothing writes any more."""
+    releases = read_releases(run.folder)
+    for other in {entry.table for entry in releases.releases} - {name}:
+        table = run.spec.store.table(run.warehouse.tables, other)
+        table.delete_garbage(tagged_versions(releases, other).values())
 
 
 def shard_digests(run: Run) -> dict[str, str]:

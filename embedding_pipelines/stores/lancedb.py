@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.files import delete, list_names
+from embedding_pipelines.files import delete, delete_drafts, list_names
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._checksums import (
@@ -165,6 +165,7 @@ class Lancedb(Store):
         ):
             shutil.rmtree(folder / f"{name}{ENDING}")
         delete(folder / f"{name}{CHECKSUMS}")
+        delete_drafts(folder, f"{name}{CHECKSUMS}")
 
 
 class LanceTable(Table):
@@ -307,6 +308,7 @@ class LanceTable(Table):
 
     def delete_garbage(self, kept: Collection[int]) -> None:
         super().delete_garbage(kept)
+        delete_drafts(self.folder, self._checksums.name)
         forget_lost_files(self._checksums, self.folder_of_files)
 
     def rows(self, version: int | None = None) -> int:

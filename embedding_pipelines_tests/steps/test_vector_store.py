@@ -10,6 +10,7 @@ from embedding_pipelines.explore.table import load_table, load_vectors
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.providers.base import InputType, Response
 from embedding_pipelines.providers.hashing import Hashing, HashingModel
+from embedding_pipelines.releases import rollback
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.space import Space
@@ -128,6 +129,28 @@ def test_an_index_is_not_trained_again_for_a_table_that_was_left_for_a_while(bui
     after = Searcher(Warehouse(built), "p").release
     assert after.number == before.number + 2
     assert (after.table, after.version) == (before.table, before.version)
+
+
+def test_what_a_killed_write_left_in_a_table_goes_when_the_pipeline_moves_to_another(
+    built: Path,
+) -> None:
+    write(built, "[]", "index: none")
+    run_steps(built, "p")
+    with Searcher(Warehouse(built), "p") as searcher:
+        before, hits = searcher.release, searcher.search("animal7", 3).hits
+    folder = Warehouse(built).tables / f"{before.table}.lance"
+    names = ("_versions/.tmpX", "_versions/9.manifest#1", "_transactions/9-x.txn", "data/x.lance")
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    draft = folder.with_name(f".{before.table}.checksums.json.4f3a.tmp")
+    draft.write_bytes(b"{")
+    write(built, "[int8]", "index: none")
+    run_steps(built, "p")
+    assert not draft.exists()
+    assert not [name for name in names if (folder / name).exists()]
+    rollback(Warehouse(built).pipeline("p"), before.number)
+    with Searcher(Warehouse(built), "p") as searcher:
+        assert searcher.search("animal7", 3).hits == hits
 
 
 class OfAnyLength(HashingModel):
