@@ -217,11 +217,12 @@ def _take(copy: Run, most: int) -> _Sample:
                     keep(smallest, entry)
                     names.add(name)
                 last = name
-    if judged is None and not items:
+    answers = set[str]().union(*map(judged.answers, judged.queries)) if judged else set[str]()
+    if answers.isdisjoint(names) and not items:
         raise ConfigError(
             f"Pipeline {copy.spec.name!r} has no queries to compare models by: its texts are too "
             "short for known items, or evaluation.known_items is 0. Name evaluation.queries and "
-            "evaluation.qrels."
+            "evaluation.qrels, whose relevant documents are among the pipeline's."
         )
     chosen = needed & names
     for _, name in sorted(smallest, reverse=True):

@@ -177,7 +177,11 @@ def test_what_a_model_lacks_is_said_before_anything_is_embedded(
     assert not Warehouse(tales).cache.exists()
 
 
-def test_without_queries_there_is_nothing_to_compare_by(tales: Path) -> None:
-    write_pipeline(tales, "tales", PIPELINE.replace("known_items: 40", "known_items: 0"))
+@pytest.mark.parametrize("qrels", ["", "queries: q.csv, qrels: r.csv, "])
+def test_without_queries_there_is_nothing_to_compare_by(tales: Path, qrels: str) -> None:
+    (tales / "q.csv").write_text("query_id,text\nq1,the fox\n")
+    (tales / "r.csv").write_text("query_id,document_id,relevance\nq1,nowhere,1\nq1,3,0\n")
+    text = PIPELINE.replace("known_items: 40", f"{qrels}known_items: 0")
+    write_pipeline(tales, "tales", text)
     with pytest.raises(ConfigError, match="has no queries to compare models by"):
         compare(tales, FEW)
