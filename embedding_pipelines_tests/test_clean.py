@@ -197,10 +197,10 @@ def test_the_command_says_what_goes_and_how_much(
     assert command("clean").out == "nothing to delete\n"
     litter(p)
     said = command("clean", "--dry-run")
-    assert "p: 2 leftovers, 0.0 MB" in said.out
+    assert "p: 3 leftovers, 0.0 MB" in said.out
     assert said.out.endswith(" MB would go\n")
     (result,) = command("clean", "--json").results
-    assert len(result["garbage"]) == 6
+    assert len(result["garbage"]) == 7
     assert result["garbage"][0].keys() == {"pipeline", "what", "path", "size_bytes"}
     (p / "warehouse.yaml").write_text("cache: {unused_days: 0}\n")
     said = command("clean")

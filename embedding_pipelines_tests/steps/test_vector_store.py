@@ -49,9 +49,8 @@ def index_of(home: Path) -> str | None:
     """The kind of the live table's index."""
     release = Searcher(Warehouse(home), "p").release
     table = release.spec.store.table(Warehouse(home).tables, release.table)
-    return next(
-        (str(index.index_type) for index in call(table._open(release.version).list_indices)), None
-    )  # type: ignore[attr-defined]
+    opened = table._open(release.version)  # type: ignore[attr-defined]
+    return next((str(index.index_type) for index in call(opened.list_indices)), None)
 
 
 def test_refine_and_nprobes_reach_searches_without_touching_the_table(built: Path) -> None:
