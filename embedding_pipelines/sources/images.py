@@ -299,6 +299,11 @@ class Images(FileSource):
         except (images.ImageError, ProcessDied, MemoryError) as error:
             log.reject(Rejection(file.name, 1, str(error) or "it takes too much memory", b""))
             return
+        except OSError as error:  # of no image: the system starts no more processes
+            raise SourceError(
+                f"No process can be started to decode {file.name}: {error.strerror or error}. Free what "
+                "it lacks, then run again."
+            ) from error
         caption = cast(Caption | None, file.joined)
         row: dict[str, Any] = {
             "document_id": file.below,

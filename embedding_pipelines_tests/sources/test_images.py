@@ -1,8 +1,10 @@
 """Folders of images and the tables of their captions: names, columns, options, and broken files."""
 
+import errno
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,19 @@ def test_an_image_that_kills_its_decoder_is_one_rejection(
     assert [rejection.file for rejection in rejections] == ["040.png"]
     assert "died" in rejections[0].reason
     assert [row["image"] for row in documents] == [str(n) for n in range(2 * AHEAD) if n != 40]
+
+
+def test_a_system_that_starts_no_process_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.png", encoded(drawing(1)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(SourceError, match=r"decode a\.png: Too many open files\. Free what"):
+        read_ahead(make("images", "*.png"), tmp_path)
 
 
 def read_ahead(source: Source, home: Path) -> tuple[list[Any], list[Any]]:
