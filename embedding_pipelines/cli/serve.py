@@ -65,8 +65,8 @@ def serve(
 ) -> Outcomes:
     """Serve the pipelines: embeddings, search, management.
 
-    Who sends requests needs the key that $EMBEDDING_API_KEY held when the server started. Without
-    one it listens on loopback only. /docs describes the API.
+    Who sends requests needs the key that $EMBEDDING_API_KEY held when the server started, or one
+    of `embedding-pipelines keys`. Without any it listens on loopback only. /docs describes the API.
     """
     need("fastapi", "serving")
     need("uvicorn", "serving")

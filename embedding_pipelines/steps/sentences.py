@@ -15,6 +15,7 @@ NOUNS = {  # of statistics that are counts
     "html": "document",
     "truncated": "document",
     "unknown_tokens": "token",
+    "written": "file",
 }
 
 

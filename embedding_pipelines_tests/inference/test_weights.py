@@ -72,6 +72,7 @@ def test_a_model_that_is_nowhere_is_one_sentence(home: Path, no_network: list, m
     ) as caught:
         model_folder(model, None, home)
     assert "\n" not in str(caught.value)
+    assert "'offline'" not in str(caught.value)  # it has no files of this model
 
 
 def test_the_digest_of_a_large_file_is_kept_until_the_file_changes(

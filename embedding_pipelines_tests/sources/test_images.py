@@ -112,8 +112,21 @@ def test_rows_of_captions_that_cannot_be_read_are_told_and_too_many_end_the_run(
     with pytest.raises(SourceError, match=r"captions\.csv:3: expected 2 columns, got 3.*Correct"):
         source.files(tmp_path)
     (tmp_path / "captions.csv").write_text("image,text\n1.png,a\n")
-    with pytest.raises(SourceError, match="column 'file' is missing"):
+    with pytest.raises(SourceError, match=r"'file' is missing.*Set source\.captions\.file to one"):
         source.files(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["text", "metadata"])
+def test_a_column_that_no_captions_have_is_told_with_the_option_that_names_it(
+    tmp_path: Path, option: str
+) -> None:
+    write(tmp_path / "photos" / "1.png", b"")
+    (tmp_path / "captions.csv").write_text("file,words,album\n1.png,a,x\n")
+    captions = {"path": "captions.csv", option: ["albm"]}
+    with pytest.raises(
+        SourceError, match=rf"Did you mean 'album'\? Set source\.captions\.{option} "
+    ):
+        make("images", "photos", captions=captions).files(tmp_path)
 
 
 @pytest.mark.parametrize(

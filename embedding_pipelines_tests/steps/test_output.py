@@ -219,6 +219,10 @@ def test_what_is_forgotten_leaves_every_place_at_once(built: Path) -> None:
             "id-3" in pq.read_table(path)["document_id"].to_pylist()
             for path in folder.glob("*.parquet")
         )
+    with run_of(built, "p") as run:
+        told = pipeline_status(run.spec, run.warehouse)["output"]
+        assert told == f"release 2 in {built / 'data/elsewhere'}: 39 rows"
+        assert not pending(run, run.spec.source.files(built)).is_empty
     run_steps(built, "p")
     assert index_of(built / "data/elsewhere")["release"] == 2
 
