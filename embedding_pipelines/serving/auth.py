@@ -179,7 +179,8 @@ class Keys:
             return ""
         if token is None:
             raise Unauthorized(
-                f"This server needs a key. Send the header `Authorization: Bearer ${KEY_VARIABLE}`."
+                f"This server needs a key. Set ${KEY_VARIABLE} to one that it has, which commands "
+                "and the Python client send as the header `Authorization: Bearer KEY`."
             )
         digest, match = _hash(token), None
         for key in keys:  # all are compared, each in constant time: how long it takes says nothing
