@@ -1,7 +1,7 @@
 """The server under load, on loopback, beside the bare engine on the same texts in the same run.
 
     python -m benchmarks.serving [--data FOLDER] [--seconds 8] [--only PART ...] [--json FILE]
-        [--server-cpus 0-3 --client-cpus 4-7] [--infinity PYTHON]
+        [--server-cpus 0-3 --client-cpus 4-7] [--device cpu] [--infinity PYTHON]
 
 Real server processes over MiniLM; requests come from an asyncio client in this process. Without
 CPUs of its own it takes processor time from the server: then the clock says little, and `cpu`, the
@@ -62,8 +62,8 @@ OF_ENGINE, ABOVE_BARE_MS, OF_BATCH, OF_PEAK, RETRY_FACTOR, BULK_SHARE = (
     0.2,
 )
 PIPELINE = f"""\
-source: {{kind: csv, path: rows.csv, id: id, text: [text], metadata: {{edition: int}}}}
-model: {{provider: hf, model: {MODEL}}}
+source: {{{{kind: csv, path: rows.csv, id: id, text: [text], metadata: {{{{edition: int}}}}}}}}
+model: {{{{provider: hf, model: {MODEL}, device: {{device}}}}}}
 """
 EMBED = "/v1/embeddings"
 
@@ -176,10 +176,10 @@ class Bare:
         "bare(*map(json.loads, sys.argv[1:]))"
     )
 
-    def __init__(self, texts: dict[str, list[str]], cpus: str | None) -> None:
+    def __init__(self, texts: dict[str, list[str]], cpus: str | None, device: str) -> None:
         with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
             json.dump(texts, file)
-        words = [sys.executable, "-c", self.PROGRAM, json.dumps(file.name), json.dumps(cpus)]
+        words = [sys.executable, "-c", self.PROGRAM, *map(json.dumps, (file.name, cpus, device))]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -205,12 +205,12 @@ class Bare:
         self._process.wait(30)
 
 
-def bare(file: str, cpus: str | None) -> None:
+def bare(file: str, cpus: str | None, device: str) -> None:
     """The other side of `Bare`."""
     use_cpus(cpus)
     texts = json.loads(Path(file).read_text(encoding="utf-8"))
     Path(file).unlink()
-    engine = Engine(model_folder(MODEL, None, Path.cwd()), "auto")
+    engine = Engine(model_folder(MODEL, None, Path.cwd()), device)
     engine.embed(texts["captions"][:256], "query")
     for line in sys.stdin:
         kind, name, number = json.loads(line)
@@ -235,9 +235,10 @@ def use_cpus(cpus: str | None) -> None:
 
 
 @contextlib.contextmanager
-def serve(home: Path, cpus: str | None = None) -> Iterator[Served]:
+def serve(home: Path, cpus: str | None = None, device: str = "auto") -> Iterator[Served]:
     (home / "pipelines").mkdir(exist_ok=True)
-    (home / "pipelines" / "bench.yaml").write_text(PIPELINE, encoding="utf-8")
+    text = PIPELINE.format(device=device)
+    (home / "pipelines" / "bench.yaml").write_text(text, encoding="utf-8")
     program = (
         f"from benchmarks.serving import use_cpus; use_cpus({cpus!r})\n"
         "from embedding_pipelines.cli.main import main; main()"
@@ -316,6 +317,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be repeated")
     parser.add_argument("--server-cpus", help="of the server, and of the engine: 0-3")
     parser.add_argument("--client-cpus", help="of all else: 4-7")
+    parser.add_argument("--device", default="auto", help="of the server, and of the engine: cpu")
     parser.add_argument("--infinity", metavar="PYTHON", help="an interpreter with infinity-emb")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -346,11 +348,16 @@ class Bench:
     ) -> None:
         self.texts, self.folder, self.seconds = texts, folder, float(options.seconds)
         self.cpus: str | None = options.server_cpus
+        self.device: str = options.device
         self.is_apart = bool(options.server_cpus and options.client_cpus)
         self.infinity: str | None = options.infinity
         load = os.getloadavg()[0]
         self.figures: dict[str, dict[str, Any]] = {
-            "machine": {"load_average": load, "cpus": self.cpus or os.cpu_count()}
+            "machine": {
+                "load_average": load,
+                "cpus": self.cpus or os.cpu_count(),
+                "device": self.device,
+            }
         }
         self._open = contextlib.ExitStack()
         self._served: Served | None = None
@@ -362,13 +369,13 @@ class Bench:
         if self._served is None:
             home = self.folder / "plain"
             home.mkdir()
-            self._served = self._open.enter_context(serve(home, self.cpus))
+            self._served = self._open.enter_context(serve(home, self.cpus, self.device))
         return self._served
 
     @property
     def bare(self) -> Bare:
         if self._bare is None:
-            self._bare = Bare(self.texts, self.cpus)
+            self._bare = Bare(self.texts, self.cpus, self.device)
             self._open.callback(self._bare.close)
         return self._bare
 
@@ -429,7 +436,8 @@ def leave(run: Bench) -> None:
 def switch(run: Bench) -> None:
     home = run.folder / "released"
     (home / "pipelines").mkdir(parents=True)
-    (home / "pipelines" / "bench.yaml").write_text(PIPELINE, encoding="utf-8")
+    text = PIPELINE.format(device=run.device)
+    (home / "pipelines" / "bench.yaml").write_text(text, encoding="utf-8")
     rows = run.texts["captions"][:ROWS]
 
     def release(edition: int) -> "subprocess.Popen[str]":
@@ -450,7 +458,7 @@ def switch(run: Bench) -> None:
     first = release(1)
     output, _ = first.communicate(timeout=120)
     assert first.returncode == 0, output
-    with serve(home, run.cpus) as served:
+    with serve(home, run.cpus, run.device) as served:
         values = asyncio.run(_switch(served, rows, release))
     run.add("switch", values, not values["failed"] and not values["wrong"] and values["is_whole"])
 
@@ -458,7 +466,7 @@ def switch(run: Bench) -> None:
 def drain(run: Bench) -> None:
     home = run.folder / "second"
     home.mkdir()
-    with serve(home, run.cpus) as first:
+    with serve(home, run.cpus, run.device) as first:
         values = asyncio.run(_drain([first, run.served], run.texts["captions"][:ROWS]))
     run.add("drain", values, not values["failed"] and not values["wrong"] and values["is_whole"])
 
@@ -598,9 +606,11 @@ async def _mixed(run: Bench) -> dict[str, Any]:
     served, short, long = run.served, run.texts["captions"], run.texts["abstracts"]
     small, large, lane = Answers(), Answers(), Lane(run.served, "bulk")
 
-    def part(number: int) -> bytes:
-        first = number * BULK_TEXTS % max(1, len(long) - BULK_TEXTS)
-        return body_of(*long[first : first + BULK_TEXTS])
+    def part(number: int) -> bytes:  # documents: queries that fit one batch are not bulk
+        first = number * BULK_TEXTS
+        texts = [f"{at} {long[at % len(long)]}" for at in range(first, first + BULK_TEXTS)]
+        body = {"input": texts, "encoding_format": "base64", "truncate": True}
+        return json.dumps(body).encode()
 
     def single(number: int) -> bytes:
         return body_of(short[number % len(short)])

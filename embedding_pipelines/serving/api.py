@@ -30,6 +30,7 @@ from embedding_pipelines.errors import (
 )
 from embedding_pipelines.serving import routes
 from embedding_pipelines.serving.guard import Guard
+from embedding_pipelines.serving.routes import embeddings
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import ErrorBody, ServingError
 
@@ -85,7 +86,7 @@ def create_app(server: Server) -> FastAPI:
         },
     )
     app.state.server = server
-    app.add_middleware(Guard, server=server)
+    app.add_middleware(Guard, server=server, embed_paths=embeddings.POSTS, refuse=_serving_reply)
     app.add_exception_handler(EmbeddingPipelinesError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -114,9 +115,13 @@ def error_reply(status: int, text: str, retry_after_seconds: float | None = None
     return JSONResponse({"error": text.encode(errors="replace").decode()}, status, headers)
 
 
+def _serving_reply(error: ServingError) -> JSONResponse:
+    return error_reply(error.status, str(error), error.retry_after_seconds)
+
+
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ServingError):
-        return error_reply(error.status, str(error), error.retry_after_seconds)
+        return _serving_reply(error)
     if isinstance(error, Busy):
         return error_reply(503, str(error), error.retry_after_seconds)
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)

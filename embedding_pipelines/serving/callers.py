@@ -9,10 +9,15 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from fastapi import Depends, Header, Request
 
 from embedding_pipelines.serving.server import Server
-from embedding_pipelines.serving.wire import TIMEOUT_HEADER, DeadlineExceeded, ServingError
+from embedding_pipelines.serving.wire import (
+    MAX_TIMEOUT_SECONDS,
+    TIMEOUT_HEADER,
+    DeadlineExceeded,
+    ServingError,
+    timeout_of,
+)
 
 T = TypeVar("T")
-MAX_TIMEOUT_SECONDS = 3_600.0
 
 
 class ClientLeft(ServingError):
@@ -41,13 +46,8 @@ class Caller:
     def of(cls, request: Request) -> "Caller | None":
         """The sender of a request; None where its header is for FastAPI to complain of."""
         text = request.headers.get(TIMEOUT_HEADER)
-        try:
-            seconds = None if text is None else float(text)
-        except ValueError:
-            return None
-        if seconds is not None and not 0 < seconds <= MAX_TIMEOUT_SECONDS:
-            return None
-        return cls(request, seconds)
+        seconds = None if text is None else timeout_of(text)
+        return None if seconds is None and text is not None else cls(request, seconds)
 
     async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled when the connection closes or the time is over.

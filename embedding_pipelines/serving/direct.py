@@ -16,8 +16,7 @@ class DirectRoute(APIRoute):
     """A route whose function takes `body` and `caller`, for keys that may read.
 
     FastAPI finds the arguments of any function, which takes longer than the embedding of a short
-    text may. Here the key is checked, a request that would wait for too long is refused before its
-    body is read, and the body is read by its model. What is wrong with a request is for FastAPI to
+    text may. Here the key is checked, and the body is read by its model. What is wrong with a request is for FastAPI to
     say: it is given each that does not pass.
     """
 
@@ -34,7 +33,6 @@ class DirectRoute(APIRoute):
             kind = request.headers.get("content-type", "").partition(";")[0].strip()
             if caller is None or kind != "application/json":
                 return await general(request)
-            caller.server.admit(caller.seconds_left)
             try:
                 body = model.model_validate_json(await request.body())
             except ValidationError:

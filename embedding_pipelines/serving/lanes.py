@@ -25,6 +25,9 @@ Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, Lane] = ("interactive", "bulk")
 BULK_EVERY = 4  # of so many batches one is of bulk, if there is any
 MAX_WAIT_SECONDS = 10.0  # of a request before its first batch; one that would wait longer is a 429
+# Of the time that a caller allows, what the wait may take when the request comes. The rest is for what
+# cannot be foreseen: a request that is let in is answered, not given up after it was waited for.
+OF_DEADLINE = 0.5
 MEMORY_SECONDS = 20.0  # of computing, after which a measured rate counts half
 
 
@@ -140,7 +143,7 @@ class Lanes:
         """
         if self._is_closed:
             raise Unavailable("The server is about to end. Send the request again, elsewhere.")
-        self.admit(lane, seconds_left)
+        self._refuse(lane, self.wait_seconds(lane), seconds_left)
         job = Job(lane, kind, items, tokens, asyncio.get_running_loop().create_future())
         self._jobs[lane].append(job)
         self._queued[lane] += sum(tokens)
@@ -157,17 +160,24 @@ class Lanes:
             if not job.result.done():
                 job.result.set_exception(Unavailable("The server has ended. Send it elsewhere."))
 
-    def admit(self, lane: Lane, seconds_left: float = math.inf) -> None:
-        """Raises TooManyRequests if what comes now would wait for too long; `compute` asks so, too,
-        but a request that will be refused need not be counted first."""
-        wait = self.wait_seconds(lane)
-        if wait <= min(MAX_WAIT_SECONDS, max(seconds_left, 0.0)):
+    def admit(
+        self, lane: Lane, seconds_left: float = math.inf, seconds_before: float = 0.0
+    ) -> None:
+        """Raises TooManyRequests if what comes now would wait for too long, here and, for
+        `seconds_before`, on its way here and back; before anything is done for it."""
+        wait = seconds_before + self.wait_seconds(lane)
+        self._refuse(lane, wait, seconds_left * OF_DEADLINE)
+
+    def _refuse(self, lane: Lane, wait: float, longest: float) -> None:
+        if wait <= min(MAX_WAIT_SECONDS, max(longest, 0.0)):
             return
         self._metrics.count("refused_total", model=self._model, lane=lane)
+        queued, rate = sum(self._queued.values()), self.tokens_per_second
+        what = f"{self._model} is behind"
+        if rate and queued + self._running > wait / 2 * rate:
+            what = f"{self._model} has {queued:,} tokens before yours at {rate:,.0f} a second"
         raise TooManyRequests(
-            f"{self._model} has {sum(self._queued.values()):,} tokens before yours, "
-            f"{wait:.1f} seconds at {self.tokens_per_second:,.0f} a second. Send it again after "
-            "that time.",
+            f"{what}: {wait:.1f} seconds. Send it again after that time.",
             retry_after_seconds=wait,
         )
 

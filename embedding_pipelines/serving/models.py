@@ -31,6 +31,7 @@ from embedding_pipelines.providers.base import (
     ProviderOptions,
     faulty_rows,
 )
+from embedding_pipelines.serving.admission import Lag, Line
 from embedding_pipelines.serving.lanes import Budget, Computed, ItemRejected, Lane, Lanes
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.wire import MAX_TEXTS
@@ -90,11 +91,12 @@ class Worker(ABC):
     others: one for large requests, so that small ones do not wait for them there either.
     """
 
-    def __init__(self, title: str, metrics: Metrics) -> None:
-        self.title, self._metrics = title, metrics
+    def __init__(self, title: str, metrics: Metrics, lag: Lag) -> None:
+        self.title, self._metrics, self._lag = title, metrics, lag
         self.users = 0  # requests that are in it
         self._thread = ThreadPoolExecutor(1, "model")
         self._small, self._large = ThreadPoolExecutor(1, "small"), ThreadPoolExecutor(1, "large")
+        self._lines = {self._small: Line(), self._large: Line()}
         self._loading: asyncio.Task[Lanes] | None = None
 
     @property
@@ -120,6 +122,20 @@ class Worker(ABC):
         for pool in (self._small, self._large, self._thread):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._free)
+
+    def admit(
+        self, lane: Lane, seconds_left: float = math.inf, characters: int = SMALL_CHARACTERS
+    ) -> None:
+        """Raises TooManyRequests if a request of so many characters that comes now would be answered
+        too late; before anything is done for it."""
+        lanes, lines = self.lanes, [*self._lines.values()]
+        if lanes is None or (lanes.is_idle and not any(line.waiting for line in lines)):
+            return
+        line = self._lines[self._pool(characters)]
+        lanes.admit(lane, seconds_left, 2 * self._lag.seconds + line.wait_seconds)
+
+    def _pool(self, characters: int) -> ThreadPoolExecutor:
+        return self._small if characters <= SMALL_CHARACTERS else self._large
 
     async def help(self, function: Callable[[], T]) -> T:
         """Do work beside the model, out of the event loop."""
@@ -155,8 +171,10 @@ class ServedModel(Worker):
         home: Path,
         cache: EmbeddingCache | None,
         metrics: Metrics,
+        lag: Lag,
     ) -> None:
-        super().__init__(f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":"), metrics)
+        title = f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":")
+        super().__init__(title, metrics, lag)
         self.options, self._cache = options, cache
         self.model: EmbeddingModel = options.open(home)
         self._sender = Sender(self.model)
@@ -194,15 +212,17 @@ class ServedModel(Worker):
         try:
             lanes = await self.load()
             is_bulk = len(texts) > 1 and input_type == "document" and not is_awaited
-            lanes.admit("bulk" if is_bulk else "interactive", seconds_left)
+            size = sum(map(len, texts))
+            self.admit("bulk" if is_bulk else "interactive", seconds_left, size)
             started, loop = time.perf_counter(), asyncio.get_running_loop()
             given = (texts, input_type, tidy, too_long, name)
-            size = sum(map(len, texts))
             if input_type == "query" and size <= INLINE_CHARACTERS:  # nothing touches the disk
                 prepared = self._prepare(*given)
             else:
-                pool = self._small if size <= SMALL_CHARACTERS else self._large
-                prepared = await loop.run_in_executor(pool, self._prepare, *given)
+                pool = self._pool(size)
+                # Small ones take as long as each other, large ones by their length.
+                with self._lines[pool].stand(1 if pool is self._small else size):
+                    prepared = await loop.run_in_executor(pool, self._prepare, *given)
             readable, rows = prepared.readable, prepared.misses
             tokens = [readable.tokens[row] for row in rows]
             fits = sum(tokens) <= lanes.budget.tokens
@@ -337,8 +357,8 @@ class Scored:
 class ServedReranker(Worker):
     """A cross-encoder, which scores pairs of a query and a text."""
 
-    def __init__(self, name: str, home: Path, metrics: Metrics) -> None:
-        super().__init__(f"hf:{name}", metrics)
+    def __init__(self, name: str, home: Path, metrics: Metrics, lag: Lag) -> None:
+        super().__init__(f"hf:{name}", metrics, lag)
         self.name, self._model = name, CrossEncoder(name, home)
 
     async def score(

@@ -1,7 +1,10 @@
 """The process of a server: uvicorn, the line that says it is ready, and an end without a loss."""
 
 import asyncio
+import contextlib
+import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -30,6 +33,7 @@ class Process(uvicorn.Server):
         is_container: bool = False,
     ) -> None:
         self.served, self._on_ready, self._ends_at = server, on_ready, float("inf")
+        self._accepting = set[asyncio.Task[tuple[asyncio.Transport, asyncio.Protocol]]]()
         app = create_app(server)
         super().__init__(
             uvicorn.Config(
@@ -45,10 +49,38 @@ class Process(uvicorn.Server):
 
     async def main_loop(self) -> None:
         telling = asyncio.create_task(self._tell())
+        listening = [
+            socket.socket(fileno=os.dup(each.fileno()))
+            for server in self.servers
+            for each in server.sockets
+        ]
+        for each in listening:
+            asyncio.get_running_loop().add_reader(each, self._accept, each)
         try:
             await super().main_loop()
         finally:
             telling.cancel()
+            for each in listening:
+                asyncio.get_running_loop().remove_reader(each)
+                each.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Take all connections that wait. uvloop takes one in each turn of the event loop: when
+        turns are long, a new caller would wait for seconds where nobody counts it."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(BlockingIOError, InterruptedError, ConnectionAbortedError):
+            while True:
+                connection, _ = listening.accept()
+                connection.setblocking(False)
+                task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+                self._accepting.add(task)
+                task.add_done_callback(self._accepting.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg,operator]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def _tell(self) -> None:
         await self.served.wait_until_ready()

@@ -26,6 +26,7 @@ from embedding_pipelines.files import is_absent
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.releases import Release, find_released, read_releases
+from embedding_pipelines.serving.admission import Lag
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
@@ -105,11 +106,11 @@ class Server:
         `permissions` are those of pipelines that are sent to the server."""
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
         self.permissions = permissions or Permissions()
-        self.metrics = Metrics()
+        self.metrics, self.lag = Metrics(), Lag()
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)
         self.pictures = Pictures(home)
-        self.reranker = ServedReranker(reranker, home, self.metrics) if reranker else None
+        self.reranker = ServedReranker(reranker, home, self.metrics, self.lag) if reranker else None
         self._rerankers: dict[str, ServedReranker] = {}  # by name: those of pipelines
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
@@ -124,12 +125,14 @@ class Server:
         self._cache: EmbeddingCache | None = None
         self._stamps: dict[str, Stamps] = {}  # by pipeline, when it was last read
         self._looked_at = float("-inf")
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None  # of the lag
 
     async def open(self) -> None:
         """Begin to load what is served; `wait_until_ready` waits for the end of it."""
         self._cache = await asyncio.to_thread(_open_cache, self.warehouse)
+        self._watching = asyncio.create_task(self.lag.watch())
         self._loading = asyncio.create_task(self._load())
 
     async def wait_until_ready(self) -> None:
@@ -142,9 +145,10 @@ class Server:
 
     async def close(self) -> None:
         """Wait for batches that are computed, and free everything."""
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        for task in (self._loading, self._watching, self._looking):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         self._is_closed = True  # an index that is being built is given up
         await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
         await asyncio.to_thread(self.maps.close)
@@ -174,20 +178,28 @@ class Server:
         if name is None or (self.reranker and self.reranker.name == name):
             return self.reranker if name else None
         if name not in self._rerankers:
-            self._rerankers[name] = ServedReranker(name, self.home, self.metrics)
+            self._rerankers[name] = ServedReranker(name, self.home, self.metrics, self.lag)
         return self._rerankers[name]
 
     async def served(self) -> Mapping[str, Served]:
-        """All pipelines that are served now, by name."""
-        async with self._looking:
-            if time.monotonic() - self._looked_at > REFRESH_SECONDS:
-                try:
-                    await asyncio.to_thread(self._look)
-                except OSError as error:  # nobody can tell what is there: it is as it was
-                    log.warning("What is served cannot be looked up: %s", describe_os_error(error))
-                await self._close_unused()
-                self._looked_at = time.monotonic()
+        """All pipelines that are served now, by name.
+
+        Whoever comes during a look waits for its end, all together: a lock would let one of them go
+        in each turn of the event loop, and where requests come faster than that, no more than one.
+        """
+        if time.monotonic() - self._looked_at > REFRESH_SECONDS:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._refresh())
+            await asyncio.shield(self._looking)
         return self._served
+
+    async def _refresh(self) -> None:
+        try:
+            await asyncio.to_thread(self._look)
+        except OSError as error:  # nobody can tell what is there: it is as it was
+            log.warning("What is served cannot be looked up: %s", describe_os_error(error))
+        await self._close_unused()
+        self._looked_at = time.monotonic()
 
     async def find(self, model: str | None) -> Served:
         """The pipeline of this name, or one that has this model. Raises NotFound with what is
@@ -242,8 +254,7 @@ class Server:
         are read, where all are for one model."""
         if len(self._models) == 1:
             (model,) = self._models.values()
-            if model.lanes is not None:
-                model.lanes.admit("interactive", seconds_left)
+            model.admit("interactive", seconds_left)
 
     def searcher(self, pipeline: str | int) -> "Searcher":
         """The open searcher of a pipeline's live release; to be called in a thread. Raises as
@@ -362,7 +373,7 @@ class Server:
         key = options.model_dump_json()
         with self._opening_models:
             if key not in self._models:
-                model = ServedModel(options, self.home, self._cache, self.metrics)
+                model = ServedModel(options, self.home, self._cache, self.metrics, self.lag)
                 self._models[key] = model
             return self._models[key]
 

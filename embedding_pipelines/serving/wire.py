@@ -20,6 +20,16 @@ MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
 RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
 TIMEOUT_HEADER = "X-Request-Timeout"  # seconds after which the caller has no use for the answer
+MAX_TIMEOUT_SECONDS = 3_600.0
+
+
+def timeout_of(header: str) -> float | None:
+    """The seconds that TIMEOUT_HEADER says; None for what it must not say."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds <= MAX_TIMEOUT_SECONDS else None
 
 
 class ServingError(EmbeddingPipelinesError):

@@ -7,7 +7,6 @@ from fastapi.testclient import TestClient
 
 from embedding_pipelines.serving.api import create_app
 from embedding_pipelines.serving.auth import Keys, add_key
-from embedding_pipelines.serving.lanes import Lanes
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
 
@@ -21,7 +20,7 @@ def test_a_request_that_would_wait_for_too_long_is_refused_unread(
         raise TooManyRequests("later", retry_after_seconds=12.0)
 
     assert client.post("/v1/embeddings", json={"input": "loads the model"}).status_code == 200
-    monkeypatch.setattr(Lanes, "admit", refuse)
+    monkeypatch.setattr(Server, "admit", refuse)
     reply = client.post("/v1/embeddings", content=b"[no JSON", headers=JSON)
     assert (reply.status_code, reply.headers["Retry-After"]) == (429, "12")
 

@@ -45,6 +45,7 @@ router = APIRouter(
     tags=["embeddings"], dependencies=[Depends(allow("read"))], route_class=DirectRoute
 )
 
+POSTS = frozenset({"/v1/embeddings", "/v2/embed"})  # paths that give vectors
 INLINE_NUMBERS = 8_192  # of a reply that is written in the event loop: about 5 ms
 FORMS: dict[str, Callable[[Vectors], Iterable[Numbers]]] = {
     "float": as_numbers,
