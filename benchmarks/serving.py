@@ -210,7 +210,7 @@ def bare(file: str, cpus: str | None, device: str) -> None:
     use_cpus(cpus)
     texts = json.loads(Path(file).read_text(encoding="utf-8"))
     Path(file).unlink()
-    engine = Engine(model_folder(MODEL, None, Path.cwd()), device)
+    engine = Engine(model_folder(MODEL, None, Path.cwd()), "auto", device=device)
     engine.embed(texts["captions"][:256], "query")
     for line in sys.stdin:
         kind, name, number = json.loads(line)

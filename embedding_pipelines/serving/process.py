@@ -49,26 +49,26 @@ class Process(uvicorn.Server):
 
     async def main_loop(self) -> None:
         telling = asyncio.create_task(self._tell())
-        listening = [
-            socket.socket(fileno=os.dup(each.fileno()))
-            for server in self.servers
-            for each in server.sockets
-        ]
+        loop, listening = asyncio.get_running_loop(), list[socket.socket]()
+        if type(loop).__module__.startswith("uvloop"):
+            sockets = [each for server in self.servers for each in server.sockets]
+            listening = [socket.socket(fileno=os.dup(each.fileno())) for each in sockets]
         for each in listening:
-            asyncio.get_running_loop().add_reader(each, self._accept, each)
+            loop.add_reader(each, self._accept, each)
         try:
             await super().main_loop()
         finally:
             telling.cancel()
             for each in listening:
-                asyncio.get_running_loop().remove_reader(each)
+                loop.remove_reader(each)
                 each.close()
 
     def _accept(self, listening: socket.socket) -> None:
         """Take all connections that wait. uvloop takes one in each turn of the event loop: when
         turns are long, a new caller would wait for seconds where nobody counts it."""
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(BlockingIOError, InterruptedError, ConnectionAbortedError):
+        # No more wait, or no more can be open: what uvloop does then is done by uvloop.
+        with contextlib.suppress(OSError):
             while True:
                 connection, _ = listening.accept()
                 connection.setblocking(False)
@@ -77,7 +77,7 @@ class Process(uvicorn.Server):
                 task.add_done_callback(self._accepting.discard)
 
     def _protocol(self) -> asyncio.Protocol:
-        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg,operator]
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return protocol
