@@ -64,7 +64,13 @@ from embedding_pipelines.steps.vector_store import TableState, layout, unused_ta
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.receipts import Receipts as SearchReceipts
-from embedding_pipelines.storage.warehouse import DAMAGED, Shards, read_table, write_table
+from embedding_pipelines.storage.warehouse import (
+    DAMAGED,
+    PipelineFolder,
+    Shards,
+    read_table,
+    write_table,
+)
 
 Holds = Callable[[str], bool]  # whether a text of an event quotes what is forgotten
 EQUAL = "without source.id all documents of equal content go"
@@ -370,9 +376,15 @@ def _erase_rows(
         mask = pa.array([owner not in traces.ids for owner in owners], pa.bool_())
         if not pc.all(mask, min_count=0).as_py():
             write_table(folder.rejected_texts, REJECTED_TEXTS, texts.filter(mask).to_batches())
-    for shards in (folder.embeddings, folder.chunks, folder.documents):
-        count = sum(_erase_from_shard(shards, name, traces.ids) for name in own)
-        receipt.erased[shards.folder.name] = count
+    whole = {name for name in own if _belong_together(folder, name)}
+    for shards in (folder.chunks, folder.embeddings, folder.documents):
+        receipt.erased[shards.folder.name] = 0
+        for name in own:
+            # Vectors go on belonging to their chunks: another machine's cache takes them from there.
+            cut = folder.chunks.manifest(name) if shards is folder.embeddings else None
+            inputs = cut.digest if cut is not None and name in whole else ""
+            count = _erase_from_shard(shards, name, traces.ids, inputs)
+            receipt.erased[shards.folder.name] += count
         for path in list_files(shards.folder, f"*{DAMAGED}"):
             delete(path)
     if run.spec.source.has_images:
@@ -385,9 +397,15 @@ def _erase_rows(
     folder.sync([folder.tables])
 
 
-def _erase_from_shard(shards: Shards, partition: str, ids: Collection[str]) -> int:
-    """How many rows went. The partition counts as made from other inputs, so that the next run
-    makes it anew."""
+def _belong_together(folder: PipelineFolder, partition: str) -> bool:
+    """Whether a partition's vectors were made from its chunks as they are."""
+    cut, vectors = folder.chunks.manifest(partition), folder.embeddings.manifest(partition)
+    return cut is not None and vectors is not None and vectors.inputs == cut.digest
+
+
+def _erase_from_shard(shards: Shards, partition: str, ids: Collection[str], inputs: str) -> int:
+    """How many rows went. `inputs`: what the partition counts as made from; "": the next run makes it
+    anew."""
     manifest, schema = shards.manifest(partition), shards.schema(partition)
     if manifest is None or schema is None:
         return 0
@@ -398,7 +416,7 @@ def _erase_from_shard(shards: Shards, partition: str, ids: Collection[str]) -> i
             batch.filter(pc.invert(mask))
             for batch, mask in zip(shards.read(partition), masks, strict=True)
         )
-        shards.write(partition, schema, kept, "", manifest.configuration, manifest.statistics)
+        shards.write(partition, schema, kept, inputs, manifest.configuration, manifest.statistics)
     return count
 
 
