@@ -115,12 +115,15 @@ class _Sample:
 def parse_models(texts: Iterable[str]) -> list[ProviderOptions]:
     """The options of models as a pipeline file writes them: an alias, `provider:model`, or
     `{provider: hf, model: …, precision: int8}`. Raises ConfigError for another."""
-    return [
-        parse_pipeline(
-            f"model: {text}\nsource: {{kind: push}}\n", "compare", f"The model {text}"
-        ).model
-        for text in texts
-    ]
+    return [_parse(text) for text in texts]
+
+
+def _parse(text: str) -> ProviderOptions:
+    where = f"The model {text}"
+    try:
+        return parse_pipeline(f"model: {text}\nsource: {{kind: push}}\n", "compare", where).model
+    except ConfigError as error:  # it stands in no file
+        raise ConfigError(str(error).replace(f"{where}:1: model", where)) from None
 
 
 def compare_models(
@@ -139,6 +142,11 @@ def compare_models(
             f"Copy its file under another name with the other model, and run both."
         )
     every = [run.spec.model, *(options for options in models if options != run.spec.model)]
+    if len(every) == 1:
+        raise ConfigError(
+            f"{_name(run.spec.model)} is the model of pipeline {run.spec.name!r}, which is always "
+            "measured. Name another beside it."
+        )
     for options in every:
         _require_usable(run, options)
     refresh(run.warehouse, run.spec.name)

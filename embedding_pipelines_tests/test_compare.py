@@ -155,7 +155,7 @@ def test_the_budget_of_the_file_holds(tales: Path, service: WireServer) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("minlm", "'minlm' is no known alias. Did you mean 'minilm'"),
+        ("minlm", "The model minlm: 'minlm' is no known alias. Did you mean 'minilm'"),
         ("{provider: hashing, size: 3}", "size"),
         ("{provider: hashing", "The model {provider: hashing"),
     ],
@@ -175,6 +175,11 @@ def test_what_a_model_lacks_is_said_before_anything_is_embedded(
     with pytest.raises(ConfigError, match="vouched for"):
         compare(tales, "{provider: custom, cls: 'data.a:Model'}")
     assert not Warehouse(tales).cache.exists()
+
+
+def test_the_pipelines_own_model_alone_is_no_comparison(tales: Path) -> None:
+    with pytest.raises(ConfigError, match="hashing is the model of pipeline 'tales'"):
+        compare(tales, "{provider: hashing, dimensions: 256}")
 
 
 @pytest.mark.parametrize("qrels", ["", "queries: q.csv, qrels: r.csv, "])

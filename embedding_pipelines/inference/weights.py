@@ -210,6 +210,8 @@ def _from_hub(model: str, revision: str | None) -> Path:
     download = need("huggingface_hub", "local").snapshot_download
     get = functools.partial(download, revision=revision, ignore_patterns=FOREIGN)
     hub = need("huggingface_hub.errors", "local")
+    # Each attempt without a network would be a line, before the one sentence that says so.
+    need("huggingface_hub.utils.logging", "local").set_verbosity_error()
     try:
         folder = Path(get(model, allow_patterns=[*CONFIGURATION, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
