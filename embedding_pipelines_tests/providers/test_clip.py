@@ -34,7 +34,7 @@ def test_images_and_texts_are_in_one_space_of_unit_vectors(folder: Path) -> None
         assert np.array_equal(both, model.embed(texts, "query").vectors)  # no prompts
         square = prepare(np.full((30, 40, 3), 90, np.uint8), model.resize)
         check_reply(model.embed_images(np.stack([square])), ["square"], space)
-        assert len(model.tokenizer.encode("word " * 200).ids) == 202  # it does not truncate
+        assert len(model.tokenizer.encode("word " * 200).ids) > 200  # it does not truncate
         assert model.options.takes_images
         assert model.release_options(folder).device == "auto"
         assert "OpenVINO" in model.computed_by
