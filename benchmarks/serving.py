@@ -322,22 +322,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     use_cpus(options.client_cpus)
-    wanted = options.only or [name for name in PARTS if name != "infinity" or options.infinity]
-    if "infinity" in wanted and not options.infinity:
+    parts = options.only or [name for name in PARTS if name != "infinity" or options.infinity]
+    if "infinity" in parts and not options.infinity:
         parser.error("the part infinity needs --infinity PYTHON")
     with tempfile.TemporaryDirectory() as folder:
         run = Bench(options, Path(folder), corpora(options.data, 1.0, TEXTS))
         try:
-            for name in wanted:
+            for name in parts:
                 PARTS[name](run)
         finally:
             run.close()
     if options.json:
         options.json.write_text(json.dumps(run.figures, indent=1), encoding="utf-8")
-    kept = {name: values["keeps"] for name, values in run.figures.items() if "keeps" in values}
-    print("kept:", *[name for name, keeps in kept.items() if keeps])
-    print("not kept:", *[name for name, keeps in kept.items() if not keeps])
-    sys.exit(not all(kept.values()))
+    bounds = {name: values["keeps"] for name, values in run.figures.items() if "keeps" in values}
+    print("kept:", *[name for name, keeps in bounds.items() if keeps])
+    print("not kept:", *[name for name, keeps in bounds.items() if not keeps])
+    sys.exit(not all(bounds.values()))
 
 
 class Bench:
@@ -482,8 +482,8 @@ def infinity(run: Bench) -> None:
             texts, values = run.texts[name], dict[str, Any]()
             for who, (served, path, body) in [*servers.items(), *servers.items()]:
                 figures = asyncio.run(_many(served, texts, run.seconds / 2, body, path))
-                kept = values.get(who)
-                if kept is None or figures["per_second"] > kept["per_second"]:
+                best = values.get(who)
+                if best is None or figures["per_second"] > best["per_second"]:
                     values[who] = figures
             is_ahead = (
                 values["ours"]["per_second"] > values["theirs"]["per_second"]

@@ -40,7 +40,9 @@ from embedding_pipelines.vectors import Vectors
 
 DOCUMENTS = 2_000
 DEPTH = 100  # documents that a query ranks, of which R@100 is measured
-CHUNKS_OF_A_DOCUMENT = 4  # so many times DEPTH chunks are asked for, as a document may have several
+CHUNKS_OF_A_DOCUMENT = (
+    4  # so many times DEPTH chunks are query_texts for, as a document may have several
+)
 SIDE = 0.975  # each side of an interval of 95%
 TIMED_TEXTS = 64  # that a local model embeds anew where the cache had all
 
@@ -260,15 +262,17 @@ def _measure(
     model, clean = run.model, run.spec.preprocessing.clean
     queries = [clean.text(text) or text for text in sample.queries]
     readable = _readable(run, sample.texts, "document")
-    asked = _readable(run, queries, "query")
-    missing = _missing(run, readable, "document", cache) + _missing(run, asked, "query", cache)
+    query_texts = _readable(run, queries, "query")
+    missing = _missing(run, readable, "document", cache) + _missing(
+        run, query_texts, "query", cache
+    )
     per_token = None if options.price is None else options.price / 1e6
     whole = sample.all_tokens * sum(readable.tokens) / max(1, sample.tokens)
     row = ModelResult(
         model=name,
         dimensions=model.space.dimensions,
         bytes_per_vector=4 * model.space.dimensions,
-        tokens=sum(readable.tokens) + sum(asked.tokens),
+        tokens=sum(readable.tokens) + sum(query_texts.tokens),
         tokens_sent=missing,
         usd=None if per_token is None else missing * per_token,
         usd_corpus=None if per_token is None else whole * per_token,
@@ -278,7 +282,7 @@ def _measure(
         run.progress.note(f"{name}: sends {counted(missing, 'token')}, {_dollars(row.usd)}.")
     usage = Usage()
     vectors = _embed(run, readable, "document", cache, budget, usage)
-    answers = _embed(run, asked, "query", cache, budget, usage)
+    answers = _embed(run, query_texts, "query", cache, budget, usage)
     row.rejected = int((~has_vector(vectors)).sum() + (~has_vector(answers)).sum())
     row.tokens_per_second = _rate(run, readable, usage)
     return row, _values(sample, vectors, answers)

@@ -60,10 +60,10 @@ def deploy(session: Any, name: str, parameters: dict[str, str]) -> None:
     if before and before["StackStatus"] == "ROLLBACK_COMPLETE":
         client.delete_stack(StackName=name)
         before = _wait(session, name)
-    kept = [each["ParameterKey"] for each in before.get("Parameters", ())] if before else []
+    names = [each["ParameterKey"] for each in before.get("Parameters", ())] if before else []
     values = [{"ParameterKey": key, "ParameterValue": text} for key, text in parameters.items()]
     values += [
-        {"ParameterKey": key, "UsePreviousValue": True} for key in kept if key not in parameters
+        {"ParameterKey": key, "UsePreviousValue": True} for key in names if key not in parameters
     ]
     change = {
         "StackName": name,
