@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released, open_warehouse
+from embedding_pipelines.cli import remote
+from embedding_pipelines.cli.common import (
+    Name,
+    Outcomes,
+    Output,
+    ServerUrl,
+    find_released,
+    open_warehouse,
+)
 from embedding_pipelines.cli.terminal import (
     TerminalProgress,
     counted,
@@ -72,6 +80,7 @@ def search(
     cut: Annotated[
         bool, typer.Option("--cut", help="Search with the beginning of a query that is too long.")
     ] = False,
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Search the live release of a pipeline."""
     if [query, like, image].count(None) != 2:
@@ -82,6 +91,15 @@ def search(
         raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
     if query is None and rerank is not None:
         raise typer.BadParameter("--rerank reads a query: give one.")
+    if server:
+        if like is not None:
+            raise typer.BadParameter("--like is for this folder: give a server a QUERY or --image.")
+        if rerank not in (None, "none"):
+            words = "--rerank with --server: a server has its own model; leave it out, or say none."
+            raise typer.BadParameter(words)
+        has_order = False if rerank == "none" else None
+        yield from remote.search(server, name, query, image, k, filter, mode, has_order, cut)
+        return
     name = find_released(name)
     if like is not None:
         from embedding_pipelines.explore.like import find_like

@@ -1,17 +1,21 @@
 """What commands do on a server (`--server URL`), through the client of programs."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.cli.common import Outcomes, Output, Problem
-from embedding_pipelines.cli.terminal import say
+from embedding_pipelines.cli.terminal import make_console, print_hits, say
 from embedding_pipelines.errors import EmbeddingPipelinesError, counted
 
 if TYPE_CHECKING:
     from embedding_pipelines.serving.client import EmbeddingPipelines
     from embedding_pipelines.serving.wire import CreatedReply, RunReply
+
+log = logging.getLogger(__name__)
 
 SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -78,6 +82,31 @@ def delete(server: str, name: str, keep_file: bool) -> Outcomes:
     releases, size = counted(len(deleted.releases), "release"), deleted.size_bytes / MEGABYTE
     words = f"{deleted.pipeline}: deleted on {server}, {releases}, {size:,.1f} MB"
     yield Output([deleted.model_dump(mode="json")], partial(say, words))
+
+
+def search(
+    server: str,
+    name: str,
+    query: str | None,
+    image: Path | None,
+    k: int,
+    filter: str | None,
+    mode: str | None,
+    rerank: bool | None,
+    cut: bool,
+) -> Outcomes:
+    """As the command `search`, by a query or an image."""
+    from embedding_pipelines.serving.wire import SearchAnswer
+
+    with open_client(server) as client:
+        answer = client.search(
+            *(name, query, k, filter), image=image, mode=mode, rerank=rerank, truncate=cut
+        )
+    assert isinstance(answer, SearchAnswer)  # of one query
+    for note in answer.notes:
+        log.warning("%s", note)
+    values = answer.model_dump(mode="json")
+    yield Output([values], lambda: print_hits(make_console(), answer))
 
 
 def metrics(server: str) -> Outcomes:

@@ -30,6 +30,7 @@ from embedding_pipelines.steps.sentences import sentence as sentence
 
 if TYPE_CHECKING:
     from embedding_pipelines.search import SearchResult
+    from embedding_pipelines.serving.wire import SearchAnswer
 
 PLAIN_SECONDS = 10.0  # between two lines of progress in a pipe
 PIPE_COLUMNS = 1_000_000  # nothing is cut there
@@ -207,7 +208,7 @@ def print_rejected(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
         console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
 
 
-def print_hits(console: Console, result: "SearchResult") -> None:
+def print_hits(console: Console, result: "SearchResult | SearchAnswer") -> None:
     """Search results, nearest first; on a terminal an excerpt of each. Digests of images say nothing
     to people."""
     from embedding_pipelines.sources.images import DIGESTS

@@ -2,7 +2,8 @@
 `AsyncEmbeddingPipelines`. It needs no part of this package but the bodies that both sides share.
 
 A fault of the network, or a server that cannot answer now, is tried again, after a time that
-doubles; whatever is tried again is done once. Every other error is one of `wire.ERRORS`, whose text
+doubles; whatever is tried again is done once. Where nobody listens, and nobody has answered before,
+one second attempt is all. Every other error is one of `wire.ERRORS`, whose text
 is the server's sentence.
 """
 
@@ -10,10 +11,12 @@ import asyncio
 import base64
 import os
 import random
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import quote, urlsplit
@@ -24,6 +27,7 @@ from embedding_pipelines.serving.wire import (
     ERRORS,
     KEY_OF_REQUEST,
     KEY_VARIABLE,
+    MAX_IMAGE_BYTES,
     BadRequest,
     CreatedReply,
     DeletedReply,
@@ -48,6 +52,7 @@ DEFAULT_SERVER = "http://127.0.0.1:8080"
 PIPELINES = "/api/embedding-pipelines"
 TRANSIENT = (429, 502, 503, 504)
 RETRIES = 5
+RETRIES_OF_NOBODY = 1  # where no server has ever answered: it may just be starting
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 5.0
 TEXTS_PER_REQUEST = 512
@@ -93,6 +98,7 @@ class _Client:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise BadRequest(f"{server!r} is no server. Write its address, as {DEFAULT_SERVER}.")
         self.server, self.retries = server.rstrip("/"), retries
+        self._has_answered = False  # the server, so that it will be there again
         self._options: dict[str, Any] = {
             "base_url": self.server,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
@@ -111,6 +117,11 @@ class _Client:
         return kind(text, _retry_after(response))
 
     def _unreachable(self, error: Exception) -> Unavailable:
+        if _is_nobody(error):
+            return Unavailable(
+                f"{self.server} cannot be reached: no server listens there. Start it with "
+                "`embedding-pipelines serve`, or name the address of one that runs."
+            )
         words = str(error) or type(error).__name__
         return Unavailable(
             f"{self.server} cannot be reached: {words}. Is the server running, and is this its "
@@ -120,7 +131,7 @@ class _Client:
     def _pause_after_reply(self, response: "httpx2.Response", attempt: int) -> float:
         """Seconds until a request is sent again whose reply is an error. Raises that error if it is
         not to be."""
-        pause = None
+        self._has_answered, pause = True, None
         if response.status_code in TRANSIENT:
             pause = self._pause(attempt, _retry_after(response))
         if pause is None:
@@ -129,7 +140,8 @@ class _Client:
 
     def _pause_after_error(self, error: Exception, attempt: int) -> float:
         """The same of a request that got no reply."""
-        pause = self._pause(attempt, None)
+        is_over = not self._has_answered and _is_nobody(error) and attempt >= RETRIES_OF_NOBODY
+        pause = None if is_over else self._pause(attempt, None)
         if pause is None:
             raise self._unreachable(error)
         return pause
@@ -252,18 +264,22 @@ class EmbeddingPipelines(_Client):
     def search(
         self,
         pipeline: int | str | None,
-        query: str | Sequence[str],
+        query: str | Sequence[str] | None = None,
         k: int = 10,
         filter: str | Mapping[str, Any] | None = None,
         *,
+        image: "str | os.PathLike[str] | bytes | None" = None,
         mode: str | None = None,
         rerank: bool | None = None,
+        truncate: bool = False,
     ) -> SearchAnswer | SearchAnswers:
         """The best chunks for a query, or for each of many. `pipeline`: its number or name; None:
-        the only one. `filter`: a condition such as `price < 9`, or columns with what they are. `mode`:
-        vector, text or hybrid; None: as the pipeline says. `rerank`: whether a cross-encoder orders
-        the hits; None: as the pipeline says."""
-        return self._send(search(pipeline, query, k, filter, mode, rerank))
+        the only one. `filter`: a condition such as `price < 9`, or columns with what they are.
+        `image`: in place of a query, the path of an image or the bytes of its file. `mode`: vector,
+        text or hybrid; None: as the pipeline says. `rerank`: whether a cross-encoder orders the
+        hits; None: as the pipeline says. `truncate`: search with the beginning of a query that is
+        too long. Raises OSError for an image that cannot be read."""
+        return self._send(search(pipeline, query, k, filter, image, mode, rerank, truncate))
 
     def metrics(self) -> str:
         """What a monitor watches, in Prometheus' text format."""
@@ -286,6 +302,7 @@ class EmbeddingPipelines(_Client):
                 pause = self._pause_after_error(error, attempt)
             else:
                 if response.is_success:
+                    self._has_answered = True
                     return _read(call, response)
                 pause = self._pause_after_reply(response, attempt)
             time.sleep(pause)
@@ -380,14 +397,17 @@ class AsyncEmbeddingPipelines(_Client):
     async def search(
         self,
         pipeline: int | str | None,
-        query: str | Sequence[str],
+        query: str | Sequence[str] | None = None,
         k: int = 10,
         filter: str | Mapping[str, Any] | None = None,
         *,
+        image: "str | os.PathLike[str] | bytes | None" = None,
         mode: str | None = None,
         rerank: bool | None = None,
+        truncate: bool = False,
     ) -> SearchAnswer | SearchAnswers:
-        return await self._send(search(pipeline, query, k, filter, mode, rerank))
+        given = (pipeline, query, k, filter, image, mode, rerank, truncate)
+        return await self._send(await asyncio.to_thread(search, *given))  # it may read a file
 
     async def metrics(self) -> str:
         return await self._send(Call("GET", "/metrics", _text))
@@ -409,6 +429,7 @@ class AsyncEmbeddingPipelines(_Client):
                 pause = self._pause_after_error(error, attempt)
             else:
                 if response.is_success:
+                    self._has_answered = True
                     return _read(call, response)
                 pause = self._pause_after_reply(response, attempt)
             await asyncio.sleep(pause)
@@ -482,20 +503,40 @@ def embed(
 
 def search(
     pipeline: int | str | None,
-    query: str | Sequence[str],
+    query: str | Sequence[str] | None,
     k: int,
     filter: str | Mapping[str, Any] | None,
+    image: "str | os.PathLike[str] | bytes | None",
     mode: str | None,
     rerank: bool | None,
+    truncate: bool,
 ) -> Call[SearchAnswer | SearchAnswers]:
-    queries = query if isinstance(query, str) else list(query)
-    body = {"query": queries, "pipeline": pipeline, "k": k, "filter": filter, "mode": mode}
-    body["rerank"] = rerank
-    body = {name: value for name, value in body.items() if value is not None}
-    kind: type[SearchAnswer | SearchAnswers] = (
-        SearchAnswer if isinstance(query, str) else SearchAnswers
-    )
+    if (query is None) == (image is None):
+        raise BadRequest("search: give either a query or an image.")
+    is_one = query is None or isinstance(query, str)
+    values = {
+        "query": query if query is None or isinstance(query, str) else list(query),
+        "image": None if image is None else _data_url(image),
+        "pipeline": pipeline,
+        "k": k,
+        "filter": filter,
+        "mode": mode,
+        "rerank": rerank,
+        "truncate": truncate or None,
+    }
+    body = {name: value for name, value in values.items() if value is not None}
+    kind: type[SearchAnswer | SearchAnswers] = SearchAnswer if is_one else SearchAnswers
     return Call("POST", "/search", _as(kind), body)
+
+
+def _data_url(image: "str | os.PathLike[str] | bytes") -> str:
+    """An image as a request takes it; the server tells its format from its bytes."""
+    name = "image" if isinstance(image, bytes) else f"image {os.fspath(image)}"
+    size = len(image) if isinstance(image, bytes) else os.stat(image).st_size
+    if size > MAX_IMAGE_BYTES:
+        raise BadRequest(f"{name}: it is larger than {MAX_IMAGE_BYTES >> 20} MB. Reduce it.")
+    data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return f"data:image/any;base64,{base64.b64encode(data).decode()}"
 
 
 class _Waiting:
@@ -548,6 +589,19 @@ def _read(call: Call[Reply], response: "httpx2.Response") -> Reply:
             f"{response.url.copy_with(query=None)} answered {response.status_code}, but not as "
             "embedding-pipelines does. Is this its address?"
         ) from None
+
+
+def _is_nobody(error: BaseException) -> bool:
+    """Whether a connection failed because its address has no listener, or its name no address."""
+    causes, cause = [error], error.__cause__ or error.__context__
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(
+        isinstance(each, ConnectionRefusedError)
+        or (isinstance(each, socket.gaierror) and each.errno == socket.EAI_NONAME)
+        for each in causes
+    )
 
 
 def _retry_after(response: "httpx2.Response") -> float | None:

@@ -20,13 +20,17 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.extras import need
 from embedding_pipelines.images import ImageError, Pixels, Resize
 from embedding_pipelines.pool import Pool, ProcessDied
-from embedding_pipelines.serving.wire import BadRequest, NotFound, TooManyRequests
+from embedding_pipelines.serving.wire import (
+    MAX_IMAGE_BYTES,
+    BadRequest,
+    NotFound,
+    TooManyRequests,
+)
 from embedding_pipelines.sources.inputs import Contents
 
 if TYPE_CHECKING:
     from embedding_pipelines.search import Searcher
 
-MAX_IMAGE_BYTES = 20 << 20  # of one that is sent, as a file
 MAX_WAITING = 256  # images at once, in the processes and before them
 PROCESSES = 2  # searches need the other cores
 THUMBNAIL_SIDE = 256  # pixels of the longer side, at most

@@ -15,6 +15,7 @@ from embedding_pipelines.errors import EmbeddingPipelinesError
 KEY_VARIABLE = "EMBEDDING_API_KEY"  # the environment variable that a key comes from
 MAX_DOCUMENTS = 10_000  # of one request
 MAX_HITS = 100_000  # of all queries of one request
+MAX_IMAGE_BYTES = 20 << 20  # of one that is sent, as a file
 MAX_IMAGES = 96  # of one request
 MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors

@@ -11,6 +11,7 @@ from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines_tests.chain import write_csv
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.serving.live import live
+from embedding_pipelines_tests.serving.scripted import ANSWER, Script, scripted
 from embedding_pipelines_tests.serving.test_runs import STUB
 
 KEY = "key-of-the-tests"
@@ -31,6 +32,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.runs = Runs(there, (sys.executable, "-c", STUB))
         yield address
         (there / "end").write_text("")
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    with scripted() as script:
+        yield script
 
 
 @pytest.fixture
@@ -88,3 +95,53 @@ def test_what_the_server_refuses_is_an_error_in_its_words(
     assert "The key is wrong" in said.err
     said = command("list", "--server", "my-server:8080")
     assert (said.code, "is no server" in said.err) == (1, True)
+
+
+def test_a_search_goes_to_the_server(
+    command: Command,
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
+    photo, place = tmp_path / "cat.jpg", ("--server", script.address)
+    photo.write_bytes(b"a photograph")
+    note = "3 tokens at the end of what was asked for were not read."
+    script.answers = [(200, ANSWER), (200, ANSWER | {"notes": [note]}), (200, ANSWER)]
+    said = command("search", "photos", "--image", str(photo), "-k", "3", *place)
+    assert said.code == 0, said.err
+    assert " 1  0.900  cat.jpg" in said.out
+    assert "photos, release 2" in said.out
+    said = command("search", "2", "a cat", "--mode", "text", "--rerank", "none", "--cut", *place)
+    assert (said.code, caplog.messages) == (0, [note])
+    said = command("search", "photos", "a cat", "--filter", "a = 1", "--json", *place)
+    assert said.results[0]["hits"][0]["document_id"] == "cat.jpg"
+    bodies = [body for *_, body in script.requests]
+    assert bodies[0].keys() == {"image", "pipeline", "k"}
+    assert bodies[1] == {
+        "query": "a cat",
+        "pipeline": "2",
+        "k": 10,
+        "mode": "text",
+        "rerank": False,
+        "truncate": True,
+    }
+    assert bodies[2] == {"query": "a cat", "pipeline": "photos", "k": 10, "filter": "a = 1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--like", "A1"), "--like is for this folder"),
+        (("a cat", "--rerank", "some/model"), "a server has its own model"),
+        (("--image", "missing.jpg"), "missing.jpg"),
+    ],
+)
+def test_what_a_search_on_a_server_cannot_do_is_said(
+    command: Command, options: tuple[str, ...], words: str
+) -> None:
+    said = command("search", "photos", *options, "--server", "http://127.0.0.1:1")
+    assert said.code != 0
+    assert words in said.err
+    assert "Traceback" not in said.err

@@ -1,30 +1,32 @@
 """The clients against a server that answers, fails and breaks off as a script says."""
 
 import asyncio
-import json
+import base64
 import socket
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedding_pipelines import AsyncEmbeddingPipelines, EmbeddingPipelines
 from embedding_pipelines.serving import client as module
+from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.wire import (
     KEY_OF_REQUEST,
     BadRequest,
     Conflict,
     NotFound,
     RunFailed,
+    SearchAnswer,
     TooManyRequests,
     Unauthorized,
     Unavailable,
 )
+from embedding_pipelines_tests.serving.scripted import ANSWER, BREAKS, Script, scripted
 
 RUN = {
     "run_id": str(uuid.uuid4()),
@@ -33,58 +35,12 @@ RUN = {
     "status": "succeeded",
     "began_at": "2026-11-27T05:00:00Z",
 }
-BREAKS = "breaks"  # in a script: the connection ends without an answer
-Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | str
-
-
-class Script:
-    """A server that gives these answers in turn, and has on record what it was sent."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
-        script = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def handle_one(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                values = json.loads(body) if body else None
-                script.requests.append((self.command, self.path, dict(self.headers), values))
-                answer = script.answers.pop(0)
-                if isinstance(answer, str):
-                    self.connection.shutdown(socket.SHUT_RDWR)
-                    self.close_connection = True
-                    return
-                status, content, *more = answer
-                data = (
-                    content.encode() if isinstance(content, str) else json.dumps(content).encode()
-                )
-                self.send_response(status)
-                for name, value in (more[0] if more else {}).items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_DELETE = handle_one
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture
 def script() -> Iterator[Script]:
-    script = Script()
-    thread = threading.Thread(target=script.server.serve_forever, args=(0.01,))
-    thread.start()
-    yield script
-    script.server.shutdown()
-    thread.join()
-    script.server.server_close()
-    assert not script.answers
+    with scripted() as script:
+        yield script
 
 
 @pytest.fixture
@@ -165,11 +121,74 @@ def test_nobody_there_is_said_with_the_address(pauses: list[float]) -> None:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with (
-            EmbeddingPipelines("key", address, retries=1) as client,
+            EmbeddingPipelines("key", address) as client,
             pytest.raises(Unavailable, match=f"{address} cannot be reached") as error,
         ):
             client.list()
-    assert "key" not in str(error.value)
+        assert "key" not in str(error.value)
+        assert "no server listens there. Start it with `embedding-pipelines serve`" in str(
+            error.value
+        )
+        assert pauses == [0.5]  # it may just be starting
+
+        async def work() -> None:
+            async with AsyncEmbeddingPipelines("key", address) as client:
+                await client.list()
+
+        with pytest.raises(Unavailable, match="no server listens there"):
+            asyncio.run(work())
+        assert pauses == [0.5, 0.5]
+
+
+def test_a_name_without_an_address_is_said_soon(pauses: list[float]) -> None:
+    with (
+        EmbeddingPipelines("key", "http://no-such-host.invalid") as client,
+        pytest.raises(Unavailable, match="no server listens there"),
+    ):
+        client.list()
+    assert len(pauses) == 1
+
+
+def test_a_server_that_has_answered_is_waited_for(script: Script, pauses: list[float]) -> None:
+    script.answers = [(200, {"pipelines": []})]
+    with EmbeddingPipelines("key", script.address) as client:
+        assert client.list() == []
+        script.server.shutdown()
+        script.server.server_close()
+        with pytest.raises(Unavailable, match="no server listens there"):
+            client.list()
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0]
+
+
+def test_an_image_is_sent_in_place_of_a_query(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.answers = [(200, ANSWER)] * 3
+    photo, content = tmp_path / "a.jpg", b"\xff\xd8 and so on"
+    photo.write_bytes(content)
+
+    async def work() -> Any:
+        async with AsyncEmbeddingPipelines("key", script.address) as client:
+            return await client.search("photos", image=str(photo))
+
+    with EmbeddingPipelines("key", script.address) as client:
+        answers = [client.search("photos", image=photo), client.search("photos", image=content)]
+        answers.append(asyncio.run(work()))
+        for wrong in ({}, {"query": "a", "image": photo}):
+            with pytest.raises(BadRequest, match="either a query or an image"):
+                client.search("photos", **wrong)  # type: ignore[arg-type]
+        with pytest.raises(FileNotFoundError):
+            client.search("photos", image=tmp_path / "b.jpg")
+        monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 5)
+        for large in (photo, content):
+            with pytest.raises(BadRequest, match="it is larger than 0 MB"):
+                client.search("photos", image=large)
+    assert all(isinstance(answer, SearchAnswer) for answer in answers)
+    url = f"data:image/any;base64,{base64.b64encode(content).decode()}"
+    assert [body for *_, body in script.requests] == [
+        {"image": url, "pipeline": "photos", "k": 10}
+    ] * 3
+    assert image_bytes(url, "image") == content  # as the server reads it
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,18 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from embedding_pipelines import EmbeddingPipelines
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving import pictures
+from embedding_pipelines.serving.wire import BadRequest, SearchAnswer
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_pipeline
 from embedding_pipelines_tests.clips import tiny_clip
+from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.serving.homes import KEY, client_of
+from embedding_pipelines_tests.serving.live import live
 
 PHOTOS = """\
 source: {kind: images, path: photos/}
@@ -79,6 +83,30 @@ def test_an_image_finds_what_is_like_it(viewer: TestClient, photos: Path) -> Non
         [hit.score for hit in own], abs=1e-3
     )
     assert viewer.post("/search", json={"query": "a red thing"}).status_code == 200
+
+
+@pytest.mark.slow
+def test_the_client_and_the_command_send_an_image(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    jpeg, path = drawn(COLOURS["green"], "JPEG"), tmp_path / "what I saw.jpg"
+    path.write_bytes(jpeg)
+    own = "key-of-the-tests"
+    monkeypatch.setenv("EMBEDDING_API_KEY", own)
+    with live(photos, own) as (address, _, _):
+        with EmbeddingPipelines(server=address) as client:
+            for image in (jpeg, path):
+                answer = client.search("photos", image=image, k=1)
+                assert isinstance(answer, SearchAnswer)
+                assert [hit.document_id for hit in answer.hits] == ["green.png"]
+            with pytest.raises(BadRequest, match="image: the image is broken"):
+                client.search("photos", image=jpeg[:500])
+        command = Command(monkeypatch, capsys)
+        said = command("search", "1", "--image", str(path), "--server", address, "--json")
+        assert said.results[0]["hits"][0]["document_id"] == "green.png"
 
 
 @pytest.mark.slow
