@@ -94,6 +94,8 @@ def serve(
     def say_ready(address: str) -> None:
         words = f"Ready on {address} (docs: {address}/docs).{anybody if keys.is_open else ''}"
         print(words, file=messages, flush=True)
+        for name, problem in server.faults.items():
+            print(f"Not ready: {name}: {problem}", file=messages, flush=True)
 
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()

@@ -22,7 +22,13 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.embedding.texts import ReadableTexts, TooLong, prepare
-from embedding_pipelines.errors import BadInput, ConfigError, EmbeddingPipelinesError, TooLarge
+from embedding_pipelines.errors import (
+    BadInput,
+    ConfigError,
+    EmbeddingPipelinesError,
+    TooLarge,
+    describe_os_error,
+)
 from embedding_pipelines.inference.cross_encoder import CrossEncoder, Pair
 from embedding_pipelines.preprocessing.chunk import Cutter
 from embedding_pipelines.providers.base import (
@@ -106,6 +112,17 @@ class Worker(ABC):
         if task is None or not task.done() or task.cancelled() or task.exception():
             return None
         return task.result()
+
+    @property
+    def problem(self) -> str:
+        """Why the model could not be loaded, when that was last tried; empty if it could."""
+        task = self._loading
+        if task is None or not task.done() or task.cancelled():
+            return ""
+        error = task.exception()
+        if isinstance(error, OSError):
+            return describe_os_error(error)
+        return "" if error is None else str(error)
 
     async def load(self) -> Lanes:
         """Load the model, once; a failure is tried again with the next call. Raises ProviderError

@@ -127,10 +127,11 @@ class Server:
         self._looked_at = float("-inf")
         self._looking: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._loading_rest: asyncio.Task[None] | None = None  # of what has no release yet
         self._watching: asyncio.Task[None] | None = None  # of the lag
 
     async def open(self) -> None:
-        """Begin to load what is served; `wait_until_ready` waits for the end of it."""
+        """Begin to load what is released; `wait_until_ready` waits for the end of it."""
         self._cache = await asyncio.to_thread(_open_cache, self.warehouse)
         self._watching = asyncio.create_task(self.lag.watch())
         self._loading = asyncio.create_task(self._load())
@@ -145,7 +146,7 @@ class Server:
 
     async def close(self) -> None:
         """Wait for batches that are computed, and free everything."""
-        for task in (self._loading, self._watching, self._looking):
+        for task in (self._loading, self._loading_rest, self._watching, self._looking):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -159,6 +160,12 @@ class Server:
             await model.close()
         if self._cache is not None:
             self._cache.close()
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """By pipeline: why it is not served, or why its model could not be loaded."""
+        models = {name: each.model.problem for name, each in self._served.items()}
+        return self.problems | {name: problem for name, problem in models.items() if problem}
 
     @property
     def models(self) -> list[ServedModel]:
@@ -303,15 +310,31 @@ class Server:
             log.warning("%s is searched on the disk, not in memory: %s", name, error)
 
     async def _load(self) -> None:
-        """Load all models that are served; one that cannot be loaded is tried again when it is
-        used."""
-        for name in await self.served():
+        """Load the models of all releases. Those of pipelines without one follow while requests are
+        answered: nobody knows yet whether there are such models, and a hub may be asked for long."""
+        served = await self.served()
+        released = [name for name, each in served.items() if each.release]
+        first = [*([self.reranker] if self.reranker else [])]
+        first += [served[name].model for name in released]
+        first += filter(None, map(self.reranker_of, released))
+        await self._load_all(list(dict.fromkeys(first)))
+        self._loading_rest = asyncio.create_task(self._load_rest(first))
+
+    async def _load_rest(self, loaded: Sequence[Worker]) -> None:
+        for name in self._served:
             self.reranker_of(name)
-        for model in self.workers:
+        await self._load_all([worker for worker in self.workers if worker not in loaded])
+
+    async def _load_all(self, workers: Sequence[Worker]) -> None:
+        """One after the other, for they are measured. One that cannot be loaded is tried again when
+        it is used."""
+        for worker in workers:
             try:
-                await model.load()
-            except (EmbeddingPipelinesError, OSError) as error:
-                log.warning("%s cannot be loaded yet: %s", model.title, error)
+                await worker.load()
+            except (EmbeddingPipelinesError, OSError):
+                names = [name for name, each in self._served.items() if each.model is worker]
+                of = f" (of {', '.join(map(repr, names))})" if names else ""
+                log.warning("%s%s cannot be loaded yet: %s", worker.title, of, worker.problem)
 
     def _look(self) -> None:
         """Take up what is live now, or has a file and no release yet; in a thread. A pipeline whose

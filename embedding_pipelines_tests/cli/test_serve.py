@@ -33,3 +33,19 @@ def test_it_says_where_it_is_ready_whatever_form_the_end_has(
     ended = Command(monkeypatch, capsys)("serve", *(["--json"] if as_json else []))
     assert ended.code == 0
     assert "Ready on http://127.0.0.1:1" in (ended.err if as_json else ended.out)
+
+
+def test_it_says_what_is_not_ready_and_why(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Process:
+        def __init__(self, server: Any, host: str, port: int, on_ready: Any, **_: Any) -> None:
+            self._server, self._on_ready = server, on_ready
+
+        def run(self) -> None:
+            self._server.problems = {"notes": "Its model is trained by the first run."}
+            self._on_ready("http://127.0.0.1:1")
+
+    monkeypatch.setattr(process, "Process", Process)
+    ended = Command(monkeypatch, capsys)("serve")
+    assert "Not ready: notes: Its model is trained by the first run." in ended.out

@@ -19,11 +19,11 @@ async def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Health, "description": "Send requests elsewhere"}})
 async def ready(request: Request, response: Response) -> Health:
-    """Models are loaded, and the process is not about to end. What is wrong with a pipeline is said
-    to whoever has a key."""
+    """The models of all releases are loaded, or cannot be, and the process is not about to end. What
+    is wrong with a pipeline is said to whoever has a key."""
     server: Server = request.app.state.server
     if server.is_ready:
-        problems = server.problems
+        problems = server.faults
         try:
             await reader(request, await bearer(request))
         except ServingError:
