@@ -48,6 +48,7 @@ class Pool:
         self._most, self._idle = most, 0
         self._tasks: SimpleQueue[tuple[Future[Any], bytes] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._processes = set[subprocess.Popen[bytes]]()
         self._lock, self._closed = threading.Lock(), threading.Event()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
@@ -66,11 +67,14 @@ class Pool:
         return future
 
     def close(self) -> None:
-        """End the processes; tasks that have not begun are cancelled."""
+        """End the processes at once: a task that is under way has died, and those that have not
+        begun are cancelled."""
         with self._lock:
             self._closed.set()
             for _ in self._threads:
                 self._tasks.put(None)
+            for process in self._processes:
+                process.kill()
         for thread in self._threads:
             thread.join()
 
@@ -94,15 +98,30 @@ class Pool:
                     future.cancel()
                 elif future.set_running_or_notify_cancel():
                     try:
-                        process = process or _start()
+                        process = process or self._start()
                     except OSError as error:
                         future.set_exception(error)
                     else:
-                        process = _run(process, message, future, self._task_seconds)
+                        if not _run(process, message, future, self._task_seconds):
+                            self._end(process)
+                            process = None
                 del task, future, message  # not held while there is nothing to do
         finally:
             if process is not None:
-                _end(process)
+                self._end(process)
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        process = _start()
+        with self._lock:
+            self._processes.add(process)
+            if self._closed.is_set():  # meanwhile
+                process.kill()
+        return process
+
+    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        with self._lock:
+            self._processes.discard(process)
+        _end(process)
 
     def _count_idle(self, change: int) -> None:
         with self._lock:
@@ -121,8 +140,8 @@ def _start() -> "subprocess.Popen[bytes]":
 
 def _run(
     process: "subprocess.Popen[bytes]", message: bytes, future: "Future[Any]", seconds: float
-) -> "subprocess.Popen[bytes] | None":
-    """Have a task done; the process, unless it died of it."""
+) -> bool:
+    """Have a task done; whether the process lives on."""
     assert process.stdin is not None
     assert process.stdout is not None
     too_late = threading.Event()
@@ -138,12 +157,12 @@ def _run(
         _write(process.stdin, message)
         reply = _read(process.stdout)
     except (OSError, EOFError) as error:
-        _end(process)
-        words = f"its process died (exit status {process.returncode})"
+        process.kill()
+        words = f"its process died (exit status {process.wait()})"
         died = ProcessDied(f"it took more than {seconds:g} s" if too_late.is_set() else words)
         died.__cause__ = error
         future.set_exception(died)
-        return None
+        return False
     finally:
         watch.cancel()
     try:
@@ -154,7 +173,7 @@ def _run(
         future.set_result(value)
     else:
         future.set_exception(value)
-    return process
+    return True
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

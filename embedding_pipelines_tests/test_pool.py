@@ -59,6 +59,20 @@ def test_what_has_not_begun_when_it_closes_is_cancelled() -> None:
         others[-1].result()
 
 
+def test_it_closes_though_a_task_hangs() -> None:
+    pool, started = Pool(1), time.monotonic()
+    assert pool.submit(operator.add, 1, 2).result(30) == 3  # its process is there
+    hangs, waits = pool.submit(time.sleep, 60), pool.submit(operator.add, 1, 2)
+    while not hangs.running():
+        time.sleep(0.01)
+    pool.close()
+    assert time.monotonic() - started < 30
+    with pytest.raises(ProcessDied):
+        hangs.result(0)
+    with pytest.raises(CancelledError):
+        waits.result(0)
+
+
 def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
