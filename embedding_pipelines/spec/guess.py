@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import keyword
+import os
 import re
 import textwrap
 import unicodedata
@@ -18,7 +19,12 @@ from typing import Any, cast
 
 import yaml
 
-from embedding_pipelines.errors import ConfigError, SourceError, counted
+from embedding_pipelines.errors import (
+    ConfigError,
+    EmbeddingPipelinesError,
+    SourceError,
+    counted,
+)
 from embedding_pipelines.objects import is_uri
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.schemas import RESERVED
@@ -127,7 +133,9 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
         if any(file.name.lower().endswith(source.suffixes) for file in inputs)
     }
     if IMAGES in kinds:
-        captions = _captions(home, inputs, sources)
+        captions = _captions(
+            home, inputs, [*inputs, *_tables_beside(home, paths, sources)], sources
+        )
         if captions is not None or len(kinds) == 1:
             return _guess_images(home, paths, sources[IMAGES], captions)
         del kinds[IMAGES]  # pictures beside texts
@@ -157,29 +165,45 @@ def _guess_images(
     return Guess(IMAGES, paths, options, count, None, [], {}, notes)
 
 
+def _tables_beside(
+    home: Path, paths: Sequence[str], sources: dict[str, type[FileSource]]
+) -> list[Input]:
+    """The tables that lie beside folders of this machine, or beside its files."""
+    suffixes = tuple(suffix for kind in TABLES for suffix in sources[kind].suffixes)
+    folders = dict.fromkeys((home / path).parent for path in paths if not is_uri(path))
+    tables = [
+        _relative(str(path), home)
+        for folder in folders
+        if folder.is_dir() and os.access(folder, os.R_OK)
+        for path in sorted(folder.iterdir())
+        if path.name.endswith(suffixes) and path.is_file()
+    ]
+    return _found(tables, home, suffixes)
+
+
 def _captions(
-    home: Path, inputs: Sequence[Input], sources: dict[str, type[FileSource]]
+    home: Path,
+    inputs: Sequence[Input],
+    tables: Sequence[Input],
+    sources: dict[str, type[FileSource]],
 ) -> dict[str, Any] | None:
     """The options of the table that has a column with the names of images; None if there is none."""
     suffixes = sources[IMAGES].suffixes
     images = [each for each in inputs if each.name.lower().endswith(suffixes)]
     names = {name for each in images for name in (each.below, each.below.rpartition("/")[2])}
-    for table in inputs:
+    for table in tables:
         kind = next((kind for kind in TABLES if table.name.endswith(sources[kind].suffixes)), None)
         if kind is None or not table.size_bytes:
             continue
-        with fetched([table]) as local:
-            file = next(local)
+        try:
             source = sources[kind](kind=kind, path=(table.name,), text=(NO_COLUMN,))
-            shares = {
-                name: sum(plain_path(value) in names for value in values) / len(values)
-                for name in _names(source, file)
-                if (values := _values(source, name, file))
-            }
-            column = max(shares, key=shares.__getitem__, default="")
-            if shares.get(column, 0) < HALF:
-                continue
-            guessed = _guess(source, [table.name], file)
+            column, guessed = _naming(table, source, names)
+        except EmbeddingPipelinesError:
+            if table in inputs:
+                raise
+            continue  # beside the images, and perhaps none of their business
+        if guessed is None:
+            continue
         text = [name for name in guessed.text if name != column]
         metadata = {
             name: words
@@ -193,6 +217,20 @@ def _captions(
             | ({"metadata": metadata} if metadata else {})
         )
     return None
+
+
+def _naming(table: Input, source: Source, names: AbstractSet[str]) -> tuple[str, Guess | None]:
+    """The column of a table that holds these names, and what else is in it; None if none does."""
+    with fetched([table]) as local:
+        file = next(local)
+        shares = {
+            name: sum(plain_path(value) in names for value in values) / len(values)
+            for name in _names(source, file)
+            if (values := _values(source, name, file))
+        }
+        column = max(shares, key=shares.__getitem__, default="")
+        is_it = shares.get(column, 0) >= HALF
+        return column, _guess(source, [table.name], file) if is_it else None
 
 
 def _guess_table(home: Path, path: str) -> Guess:

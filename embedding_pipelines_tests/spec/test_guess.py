@@ -338,6 +338,23 @@ def test_a_folder_of_images_is_a_source_with_the_table_that_names_them(tmp_path:
     assert "no row of 1 of 3 images, such as 'photos/3.webp'" in " ".join(guessed.notes)
 
 
+def test_a_table_beside_the_folder_of_images_is_seen(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name in ("1.png", "2.png"):
+        write(photos / name, b"")
+    write(tmp_path / "broken.csv", b'"a,b\n1,2\n')
+    write(tmp_path / "other.csv", b"id,text\n1,a red chair\n")
+    write(tmp_path / "captions.csv", b"name,caption\n1.png,A red chair.\n2.png,A boat at sea.\n")
+    columns = {"file": "name", "text": ["caption"]}
+    guessed = guess(tmp_path, [str(photos)])
+    assert guessed.options == {"captions": {"path": "captions.csv", **columns}}
+    (tmp_path / "captions.csv").rename(photos / "captions.csv")
+    guessed = guess(tmp_path, [str(photos / "*.png")])
+    assert guessed.options == {"captions": {"path": "photos/captions.csv", **columns}}
+    (photos / "captions.csv").unlink()
+    assert guess(tmp_path, [str(photos)]).options == {}
+
+
 def test_pictures_beside_texts_are_left_aside(tmp_path: Path) -> None:
     write(tmp_path / "docs" / "a.md", b"# Chairs\nOf wood.\n")
     write(tmp_path / "docs" / "a.png", b"")
