@@ -474,8 +474,10 @@ class Searcher:
         for query, rows in zip(queries, every, strict=True):
             pairs = [(query.text, text) for text in rows["text"].to_pylist()]
             with self._reranking:
-                if self._encoder is None or self._encoder.name != reranker:
-                    self._encoder = CrossEncoder(reranker, self._warehouse.home)
+                if self._encoder is not None and self._encoder.name != reranker:
+                    self._encoder.close()
+                    self._encoder = None
+                self._encoder = self._encoder or CrossEncoder(reranker, self._warehouse.home)
                 scores = self._encoder.scores(pairs)
             yield take_best(rows, scores, k)
 

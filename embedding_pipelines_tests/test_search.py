@@ -18,6 +18,7 @@ from embedding_pipelines.errors import (
     SpaceMismatchError,
     StoreError,
 )
+from embedding_pipelines.inference import cross_encoder
 from embedding_pipelines.ranking import nearest
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, search
@@ -180,6 +181,29 @@ def test_every_codec_finds_the_document_itself(home: Path, chain: str) -> None:
         best = search(home, "p", f"animal{n} in room{n % 5}", 1).hits[0]
         assert best.document_id == f"id-{n}"
         assert best.score == pytest.approx(1, abs=0.02)
+
+
+def test_another_cross_encoder_takes_the_place_of_the_first(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = list[str]()
+
+    class Encoder:
+        def __init__(self, name: str, home: Path) -> None:
+            self.name = name
+            steps.append(f"open {name}")
+
+        def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+            return np.arange(len(pairs), dtype=np.float32)
+
+        def close(self) -> None:
+            steps.append(f"close {self.name}")
+
+    monkeypatch.setattr(cross_encoder, "CrossEncoder", Encoder)
+    with searcher:
+        for name in ("one", "one", "other"):
+            assert searcher.search("animal7", rerank=name).reranked_by == name
+    assert steps == ["open one", "close one", "open other", "close other"]
 
 
 @pytest.fixture(scope="module")

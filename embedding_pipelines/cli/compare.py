@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from embedding_pipelines.compare import Comparison, Figure, ModelResult
 
 SAMPLE = 2_000  # documents, as in `compare.py`, which loads NumPy
-TITLES = {"ndcg_at_10": "nDCG@10", "judged_recall_at_100": "R@100", "known_item_mrr": "known MRR"}
+TITLES = {
+    "ndcg_at_10": "nDCG@10",
+    "judged_recall_at_100": "R@100",
+    "known_item_mrr": "MRR of known items",
+}
 
 app = typer.Typer()
 

@@ -19,8 +19,8 @@ def test_compare_shows_figures_costs_and_what_is_proven(
     assert said.code == 0
     lines = said.out.splitlines()
     assert lines[0] == "tales: 80 of 300 documents, 40 known items"
-    assert lines[1].split() == ["model", "known", "MRR"]
-    assert lines[-1].startswith("hashing finds less than hashing: known MRR -0.")
+    assert lines[1].split(maxsplit=1) == ["model", "MRR of known items"]
+    assert lines[-1].startswith("hashing finds less than hashing: MRR of known items -0.")
     assert lines[-1].endswith("over 40 queries")
     [result] = command("compare", "tales", FEW, "--documents", "80", "--json").results
     assert [row["dimensions"] for row in result["models"]] == [256, 8]
