@@ -29,8 +29,8 @@ from embedding_pipelines.progress import StepReport
 from embedding_pipelines.steps.sentences import sentence as sentence
 
 if TYPE_CHECKING:
-    from embedding_pipelines.search import SearchResult
-    from embedding_pipelines.serving.wire import SearchAnswer
+    from embedding_pipelines.search import Hit, SearchResult
+    from embedding_pipelines.serving.wire import SearchAnswer, SearchHit
 
 PLAIN_SECONDS = 10.0  # between two lines of progress in a pipe
 PIPE_COLUMNS = 1_000_000  # nothing is cut there
@@ -213,7 +213,8 @@ def print_hits(console: Console, result: "SearchResult | SearchAnswer") -> None:
     to people."""
     from embedding_pipelines.sources.images import DIGESTS
 
-    for rank, hit in enumerate(result.hits, 1):
+    hits: Sequence[Hit | SearchHit] = result.hits
+    for rank, hit in enumerate(hits, 1):
         line = Text(f"{rank:>2}  {hit.score:.3f}  {printable(hit.document_id)}", style="bold")
         unsaid = DIGESTS if hit.metadata.keys() >= {*DIGESTS} else ()
         for name, value in hit.metadata.items():

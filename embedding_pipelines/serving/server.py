@@ -314,7 +314,7 @@ class Server:
         answered: nobody knows yet whether there are such models, and a hub may be asked for long."""
         served = await self.served()
         released = [name for name, each in served.items() if each.release]
-        first = [*([self.reranker] if self.reranker else [])]
+        first: list[Worker] = [*([self.reranker] if self.reranker else [])]
         first += [served[name].model for name in released]
         first += filter(None, map(self.reranker_of, released))
         await self._load_all(list(dict.fromkeys(first)))
