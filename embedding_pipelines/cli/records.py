@@ -132,7 +132,7 @@ def forget(
     go too, since they hold them: there is none to roll back to until the next is made. Then files
     are decoded and searched for their texts, and a receipt says what was looked at.
     """
-    from embedding_pipelines.forget.forget import EQUAL, allow_again, find, source_name
+    from embedding_pipelines.forget.forget import allow_again, find, source_name, why_equal
     from embedding_pipelines.forget.forget import forget as erase
     from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
     from embedding_pipelines.remote import refresh
@@ -153,7 +153,9 @@ def forget(
             return
         refresh(run.warehouse, spec.name)
         traces = find(run, ids or (), files)
-        equal = f" ({traces.equal:,} of them named by none: {EQUAL})" if traces.equal else ""
+        equal = ""
+        if traces.equal:
+            equal = f" ({traces.equal:,} of them named by none: {why_equal(spec.source)})"
         question = f"{counted(len(traces.ids), 'document')}{equal} and all releases but a new one"
         if not yes:
             if not sys.stdin.isatty():

@@ -73,7 +73,6 @@ from embedding_pipelines.storage.warehouse import (
 )
 
 Holds = Callable[[str], bool]  # whether a text of an event quotes what is forgotten
-EQUAL = "without source.id all documents of equal content go"
 DOUBLE = '{"document_id": '  # begins a rejected record that is a whole document
 NEAREST = 10  # rows that each search looks at
 FIGURES = "*-*-*.*"  # of releases and their tables, in the folder of quality
@@ -95,6 +94,13 @@ class Receipt:
     left: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     path: str = ""  # of this receipt
+
+
+def why_equal(source: Source) -> str:
+    """Why documents go that nobody has named."""
+    if source.has_images:
+        return "all images of the same pixels go"
+    return "without source.id all documents of equal content go"
 
 
 def source_name(run: Run, given: str) -> str:
@@ -176,7 +182,7 @@ def forget(
             receipt.hashes = _leave_tombstone(run, traces, ids, files)
         receipt.documents, receipt.notes = len(traces.ids), traces.unreadable
         if traces.equal:
-            receipt.notes.append(f"{traces.equal:,} of the documents are named by none: {EQUAL}.")
+            receipt.notes.append(f"{traces.equal:,} of the documents are named by none: {why_equal(run.spec.source)}.")
         # A run that comes before the end of this reads these files again, and leaves them out.
         places = {(row["file"], row["row"]) for row in _rejected(run, traces, files)}
         forget_files(run, {*traces.files, *files, *(file for file, _ in places)})
@@ -236,7 +242,8 @@ def _leave_tombstone(
         "file": list(files),
         "id": list(traces.ids),
         "content": [] if run.spec.source.id else list(traces.contents),
-        "record": [row["raw"] for row in _rejected(run, traces, files)],
+        # Of an image, or a page, nothing is kept, which says nothing of any other.
+        "record": [row["raw"] for row in _rejected(run, traces, files) if row["raw"]],
     }
     forgotten = forgotten_by(run)
     if files and ids:

@@ -27,6 +27,7 @@ from embedding_pipelines.schemas import (
 )
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import partition_of
+from embedding_pipelines.steps.documents import contents_of
 from embedding_pipelines.storage.forgotten import read_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.stores.base import Table
@@ -42,7 +43,7 @@ class Traces:
 
     ids: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)  # those of them that stand anywhere
-    contents: set[bytes] = field(default_factory=set)  # digests of the documents on record
+    contents: set[bytes] = field(default_factory=set)  # as `contents_of` tells them
     files: set[str] = field(default_factory=set)  # source files that they stand in
     # Of documents and chunks, old versions included; of images the digests of their pixels, too.
     texts: set[str] = field(default_factory=set)
@@ -69,9 +70,11 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
         traces.ids |= _forgotten_ids(run, files)
     own = names if files else sorted(partitions(run, traces.ids))
     _trace_documents(run, traces, own, files)
-    if run.spec.source.id is None and traces.contents:
+    if run.spec.source.id is None:
         before = len(traces.ids)
-        _trace_documents(run, traces, names, files)
+        traces.contents |= _released_pixels(run, traces.ids) | _half_forgotten(run)
+        if traces.contents:
+            _trace_documents(run, traces, names, files)
         traces.equal = len(traces.ids) - before
     own = sorted(partitions(run, traces.ids))
     for name in own:
@@ -128,20 +131,26 @@ def _trace_documents(
 ) -> None:
     own, sources = pa.array(sorted(traces.ids), pa.string()), pa.array(sorted(files), pa.string())
     by_content = run.spec.source.id is None
-    contents = pa.array(sorted(traces.contents) if by_content else [], DIGEST)
+    contents = sorted(traces.contents) if by_content else []
+    digests = pa.array(contents, DIGEST)
+    pixels = pa.array([content.hex() for content in contents], pa.string())
     columns = ["document_id", "source_file", *_contents(run), DOCUMENT_DIGEST]
     for name in names:
         for batch in run.folder.documents.read(name, columns):
             mask = pc.or_(
                 pc.is_in(batch["document_id"], own), pc.is_in(batch["source_file"], sources)
             )
-            rows = batch.filter(pc.or_(mask, pc.is_in(batch[DOCUMENT_DIGEST], contents)))
+            mask = pc.or_(mask, pc.is_in(batch[DOCUMENT_DIGEST], digests))
+            if run.spec.source.has_images:
+                mask = pc.or_(mask, pc.is_in(batch[IMAGE], pixels))
+            rows = batch.filter(mask)
             traces.seen |= set(rows["document_id"].to_pylist())
             traces.files |= set(rows["source_file"].to_pylist())
             traces.texts |= {
                 text for name in _contents(run) for text in rows[name].to_pylist() if text
             }
-            traces.contents |= set(rows[DOCUMENT_DIGEST].to_pylist())
+            own_digests = rows[DOCUMENT_DIGEST].to_pylist()
+            traces.contents.update(contents_of(run.spec.source, rows, own_digests))
     traces.ids |= traces.seen
 
 
@@ -204,6 +213,41 @@ def _forgotten_ids(run: Run, files: Collection[str]) -> set[str]:
     if run.spec.source.id is None:  # ids are files and rows
         return {name for name in ids if name.rpartition(":")[0] in files or name in files}
     return {name for name in ids if not hashes.isdisjoint(forgotten.hashes("id", name))}
+
+
+def _released_pixels(run: Run, ids: Collection[str]) -> set[bytes]:
+    """The pixels that images of these ids have in any table: one may be gone from the source, and
+    stand in it under another name."""
+    pixels = set[bytes]()
+    for table, version in _tables(run) if run.spec.source.has_images else ():
+        with contextlib.suppress(StoreError, OSError):  # `_trace_tables` says so
+            if version is None and table.version is None:
+                continue
+            if IMAGE in table.schema(version).names:
+                for batch in table.scan(["document_id", IMAGE], version=version):
+                    images = batch.filter(rows_of(batch, ids))[IMAGE].drop_null().to_pylist()
+                    pixels.update(map(bytes.fromhex, images))
+    return pixels
+
+
+def _half_forgotten(run: Run) -> set[bytes]:
+    """Contents of documents on record that are to be forgotten: a command that was killed has left
+    them there."""
+    forgotten = read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
+    if not forgotten:
+        return set()
+    columns = [DOCUMENT_DIGEST, *_contents(run)]
+    batches = (
+        batch
+        for name in run.spec.partition_names
+        for batch in run.folder.documents.read(name, columns)
+    )
+    return {
+        content
+        for batch in batches
+        for content in contents_of(run.spec.source, batch, batch[DOCUMENT_DIGEST].to_pylist())
+        if forgotten.has("content", content)
+    }
 
 
 def _tables(run: Run) -> Iterator[tuple[Table, int | None]]:

@@ -37,7 +37,7 @@ from embedding_pipelines.releases import (
 )
 from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import DOCUMENT_DIGEST
+from embedding_pipelines.schemas import DOCUMENT_DIGEST, IMAGE
 from embedding_pipelines.serving.bundle import (
     HOME,
     STATE,
@@ -173,20 +173,27 @@ class _Taker:
         return receipt.documents
 
     def _forgotten_ids(self, release: Release, here: Forgotten) -> Iterator[str]:
-        has_ids, is_by_content = release.spec.source.id is not None, False
+        source = release.spec.source
+        is_by_content = source.has_images  # the table has their pixels' digests
         table = release.spec.store.table(self.there.tables, release.table)
-        for batch in table.scan(["document_id"], version=release.version):
-            names = batch["document_id"].to_pylist()
-            yield from (name for name in names if here.has("id", name))
+        columns = ["document_id", *([IMAGE] if source.has_images else [])]
+        for batch in table.scan(columns, version=release.version):
+            for name, *images in row_values(batch, *columns):
+                pixels = [bytes.fromhex(image) for image in images if image]
+                if here.has("id", name) or any(here.has("content", each) for each in pixels):
+                    yield name
         columns = ["document_id", "source_file", DOCUMENT_DIGEST]
+        columns += [IMAGE] if source.has_images else []
         for partition in release.spec.partition_names if self.description.has_shards else ():
             for batch in self.there.documents.read(partition, columns):
                 is_by_content = True
-                for name, file, content in row_values(batch, *columns):
-                    is_content = not has_ids and here.has("content", content)
+                contents = contents_of(source, batch, batch[DOCUMENT_DIGEST].to_pylist())
+                rows = row_values(batch, "document_id", "source_file")
+                for (name, file), content in zip(rows, contents, strict=True):
+                    is_content = source.id is None and here.has("content", content)
                     if is_content or here.has("id", name) or here.has("file", file):
                         yield name
-        if not has_ids and not is_by_content:
+        if source.id is None and not is_by_content:
             raise BundleError(
                 f"{self.name!r} has forgotten documents here, and this bundle cannot tell whether it "
                 "holds them: it has neither source.id nor shards. Bundle with the shards, and import "

@@ -36,12 +36,21 @@ from embedding_pipelines.schemas import (
     DIGEST,
     DOCUMENT_COLUMNS,
     DOCUMENT_DIGEST,
+    IMAGE,
     REJECTED,
     digest,
     documents_schema,
     stored_documents_schema,
 )
-from embedding_pipelines.sources.base import Input, ReadLog, Rejection, SourceFile, Stamp, fetched
+from embedding_pipelines.sources.base import (
+    Input,
+    ReadLog,
+    Rejection,
+    Source,
+    SourceFile,
+    Stamp,
+    fetched,
+)
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
@@ -327,6 +336,15 @@ def document_digests(rows: pa.RecordBatch) -> list[bytes]:
     return [document_digest(text, values) for text, values in pairs]
 
 
+def contents_of(source: Source, rows: pa.RecordBatch, digests: Sequence[bytes]) -> list[bytes]:
+    """What tells documents that have no id of their own, wherever they stand: of an image its
+    pixels, of all else its digest."""
+    if not source.has_images:
+        return list(digests)
+    pairs = zip(rows[IMAGE].to_pylist(), digests, strict=True)
+    return [bytes.fromhex(image) if image else digest for image, digest in pairs]
+
+
 class Spill:
     """What a pass over the source read, by partition, on disk until the partitions are written:
     reading needs no more memory than a batch."""
@@ -584,12 +602,12 @@ def _without_forgotten(
     run: Run, rows: pa.RecordBatch, forgotten: Forgotten, is_log: bool
 ) -> pa.RecordBatch:
     """Without source.id the content tells a document of a file, since a row's number says nothing
-    of it; what is pushed has an id in any case."""
+    of it, nor an image's name; what is pushed has an id in any case."""
     gone = [False] * rows.num_rows
     if run.spec.source.id is not None or is_log:
         gone = [forgotten.has("id", name) for name in rows["document_id"].to_pylist()]
     if run.spec.source.id is None:
-        contents = document_digests(rows)
+        contents = contents_of(run.spec.source, rows, document_digests(rows))
         pairs = zip(gone, contents, strict=True)
         gone = [is_gone or forgotten.has("content", content) for is_gone, content in pairs]
     return rows.filter(pc.invert(pa.array(gone, pa.bool_())))

@@ -21,7 +21,7 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.forgotten import COPY
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.receipts import Receipts
-from embedding_pipelines.storage.warehouse import Warehouse, read_table
+from embedding_pipelines.storage.warehouse import Shards, Warehouse, read_table
 from embedding_pipelines_tests.chain import (
     copy_home,
     live_rows,
@@ -556,15 +556,74 @@ def test_an_image_leaves_the_cache_and_the_table_of_duplicates(
         keys = {name: run.cache.key(space, "image", image) for name, image in digests.items()}
         assert len(run.cache.get_many([*keys.values()], None)) == 4
         assert len(read_table(path)) == 2
-        first = forget_it(home, "twice.bmp")
-        assert len(run.cache.get_many([*keys.values()], None)) == 4  # 3.png has the same pixels
-        assert len(read_table(path)) == 0
-        second = forget_it(home, "2.png")
+        receipt = forget_it(home, "twice.bmp")
         assert run.cache.get_many([*keys.values()], None).keys() == {
-            keys[name] for name in ("0.png", "1.png", "3.png")
+            keys[name] for name in ("0.png", "1.png", "2.png")
         }
-    assert (first.erased["cached_vectors"], second.erased["cached_vectors"]) == (0, 1)
-    assert (first.left, second.notes, second.left) == ([], [], [])
+        assert len(read_table(path)) == 0
+    assert (receipt.documents, receipt.erased["cached_vectors"], receipt.left) == (2, 1, [])
+    assert receipt.notes == [
+        "1 of the documents are named by none: all images of the same pixels go."
+    ]
     (home / "photos" / "4.png").write_bytes(encoded(drawing(4)))
+    assert report(run_steps(home, "p"), "documents").statistics["forgotten"] == 2
+    assert live_rows(home, "p").keys() == {f"{seed}.png#0" for seed in (0, 1, 2, 4)}
+
+
+def test_a_forgotten_image_stays_out_under_any_name_and_in_any_lossless_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clip, "model_class", Seeing)
+    write_pipeline(home, "p", IMAGES)
+    photos = home / "photos"
+    for seed in range(3):
+        write(photos / f"{seed}.png", encoded(drawing(seed)))
     run_steps(home, "p")
-    assert live_rows(home, "p").keys() == {f"{seed}.png#0" for seed in (0, 1, 3, 4)}
+    (photos / "2.png").rename(photos / "moved.png")
+    run_steps(home, "p")
+    assert forget_it(home, "2.png").documents == 2  # gone from the source, and in it as moved.png
+    write(photos / "2.png", encoded(drawing(5)))  # another picture of the same name
+    (photos / "moved.png").rename(photos / "again.png")
+    write(photos / "other.webp", encoded(drawing(2), "WEBP", lossless=True))
+    assert report(run_steps(home, "p"), "documents").statistics["forgotten"] == 2
+    assert live_rows(home, "p").keys() == {"0.png#0", "1.png#0", "2.png#0"}
+
+
+def test_what_is_said_of_one_broken_image_is_said_of_no_other(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clip, "model_class", Seeing)
+    write_pipeline(home, "p", IMAGES.replace("photos}", "photos, max_rejected: 5}"))
+    write(home / "photos" / "0.png", encoded(drawing(0)))
+    write(home / "photos" / "broken.png", encoded(drawing(1))[:200])
+    run_steps(home, "p")
+    forget_it(home, files=("photos/broken.png",))
+    write(home / "photos" / "another.png", encoded(drawing(2))[:200])
+    statistics = report(run_steps(home, "p"), "documents").statistics
+    assert (statistics["rejected"], statistics["forgotten_files"]) == (1, 1)
+
+
+def test_a_forget_that_dies_between_two_documents_of_equal_content_ends_right(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the tombstone tells the second command that the other one has to go."""
+    pipeline = PIPELINE.replace("id: id, ", "").replace("partitions: 2", "partitions: 16")
+    rows = [("1", f"{SECRET}.", "c"), ("2", f"{SECRET}.", "c"), *ROWS]
+    release(home, rows, pipeline)
+    write, first = Shards.write, True
+
+    def dies_after_the_first(shards: Shards, *args: object) -> object:
+        nonlocal first
+        if shards.folder.name == "documents":
+            if not first:
+                raise OSError(errno.EIO, "I/O error")
+            first = False
+        return write(shards, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Shards, "write", dies_after_the_first)
+    with pytest.raises(OSError, match="I/O error"):
+        forget_it(home, "data/a.csv:2")
+    monkeypatch.undo()
+    assert kept(home) != []
+    assert forget_it(home, "data/a.csv:2").left == []
+    assert kept(home) == []
