@@ -1,9 +1,10 @@
 """How a pipeline stands, read from files: nothing is computed, nothing is written, no model is
 loaded."""
 
+import contextlib
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, read_checks
 from embedding_pipelines.steps.documents import (
+    FileStatistics,
     count_waiting,
     inputs_of,
     is_pushed,
@@ -95,7 +97,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         ),
         "bucket": shared,
         **_rows(run),
-        "rejected": sum(statistics.rejected for statistics in files.values()),
+        "rejected": _rejected_records(run, files),
         "rejected_table": str(run.folder.rejected),
         "duplicates": _duplicates(run),
         "forgotten": sum(statistics.forgotten for statistics in files.values()),
@@ -337,6 +339,14 @@ def _rows(run: Run) -> dict[str, int]:
         for name, each in shards.items()
         if each is not None
     }
+
+
+def _rejected_records(run: Run, files: Mapping[str, FileStatistics]) -> int:
+    """The records of the documents in force that are on record as rejected: since `forget` those of
+    files, which it has read again, are no measure."""
+    with contextlib.suppress(pa.ArrowException, OSError):  # lost, damaged, or on another machine
+        return int(pq.read_metadata(run.folder.rejected).num_rows)
+    return sum(entry.rejected for entry in files.values())
 
 
 def _recorded(run: Run, shards: Shards) -> list[Manifest]:

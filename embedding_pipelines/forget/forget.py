@@ -46,7 +46,7 @@ from embedding_pipelines.releases import (
 )
 from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import REJECTED, REJECTED_TEXTS
+from embedding_pipelines.schemas import REJECTED, REJECTED_TEXTS, VECTOR
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.sources.fields import lookup
 from embedding_pipelines.sources.json_records import parse
@@ -174,7 +174,7 @@ def forget(
         run.warehouse.batch_jobs_lock(timeout_seconds=0),
         writing(run.warehouse, run.spec.name, run.progress) as writer,
     ):
-        now = datetime.now(UTC)
+        now, before = datetime.now(UTC), read_releases(folder).live
         receipt = Receipt(run.spec.name, now.isoformat(timespec="seconds"))
         # Nothing is pushed between the look at the log and the tombstone, which refuses it.
         with pushed_log(run.warehouse, run.spec.name).hold(is_alone=True):
@@ -194,7 +194,9 @@ def forget(
         _erase_from_table(run, traces, receipt)
         _erase_rows(run, traces, places, receipt)
         if run.folder.output.exists():
-            receipt.erased["output_rows"] = forget_rows(run, traces.ids, receipt.release)
+            receipt.erased["output_rows"] = forget_rows(
+                run, traces.ids, before, receipt.release
+            )
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids.__contains__, lambda line: any(map(needles.are_in, strings(line)))
@@ -416,14 +418,21 @@ def _erase_from_shard(shards: Shards, partition: str, ids: Collection[str], inpu
     manifest, schema = shards.manifest(partition), shards.schema(partition)
     if manifest is None or schema is None:
         return 0
-    masks = [rows_of(batch, ids) for batch in shards.read(partition)]
+    masks, statistics = list[pa.Array](), dict(manifest.statistics)
+    rejected = 0
+    for batch in shards.read(partition):
+        masks.append(rows_of(batch, ids))
+        if VECTOR in batch.schema.names:
+            rejected += batch[VECTOR].filter(masks[-1]).null_count
+    if rejected:
+        statistics["rejected"] = manifest.rejected - rejected
     count = sum(int(mask.true_count) for mask in masks)
     if count:
         kept = (
             batch.filter(pc.invert(mask))
             for batch, mask in zip(shards.read(partition), masks, strict=True)
         )
-        shards.write(partition, schema, kept, inputs, manifest.configuration, manifest.statistics)
+        shards.write(partition, schema, kept, inputs, manifest.configuration, statistics)
     return count
 
 

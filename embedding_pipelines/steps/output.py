@@ -407,9 +407,10 @@ def _stands(run: Run, state: OutputState) -> bool:
     return all(sizes.get(name) == size for name, size in state.sizes.items())
 
 
-def forget_rows(run: Run, ids: Collection[str], release: int | None) -> int:
+def forget_rows(run: Run, ids: Collection[str], before: int | None, after: int | None) -> int:
     """Erase documents from all that was ever delivered, and what no index names any more; how many
-    rows went. The next run writes these partitions anew. `release` is the live one.
+    rows went. The next run writes these partitions anew. What holds the release that was live
+    `before` holds the one that is live `after`, without these documents; all else keeps its number.
 
     Raises BucketError if the store refuses, or does not answer: the same call goes on from there.
     """
@@ -430,7 +431,8 @@ def forget_rows(run: Run, ids: Collection[str], release: int | None) -> int:
             if file is not None:
                 files[partition] = file
         rows = sum(file.rows for file in files.values())
-        number = release or index.current.release
+        number = index.current.release
+        number = after if after is not None and number == before else number
         current = replace(index.current, release=number, rows=rows, files=files)
         index = Index(index.pipeline, current, None)
         output.write_index(index)

@@ -18,6 +18,7 @@ from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report.page import write_report
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.storage.forgotten import COPY
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.receipts import Receipts
@@ -34,7 +35,9 @@ from embedding_pipelines_tests.chain import (
     write_pipeline,
 )
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.drawn import drawing, encoded, write
+from embedding_pipelines_tests.providers.wire import serve
 from embedding_pipelines_tests.seeing import Seeing
 from embedding_pipelines_tests.shared import at_work, machine, remote_of, run_shared
 from embedding_pipelines_tests.stores.tables import token_files
@@ -421,6 +424,32 @@ def test_a_rejected_record_is_told_by_its_id_not_by_a_word_of_it(home: Path) -> 
     assert rejected(home) == broken[1:]
     forget_it(home, "7")
     assert rejected(home) == broken[2:]
+
+
+def test_status_counts_what_is_left_of_the_rejected(home: Path) -> None:
+    rows = [("a", "one"), ("b", "a long text that nobody takes"), ("c", "three"), ("c", "four")]
+    write_csv(home, "a.csv", rows, "id,title")
+    with serve(DIALECT, 8) as server:
+        server.poisoned = {rows[1][1]: "Not this one."}.get
+        write_pipeline(
+            home,
+            "p",
+            PIPELINE.replace(", metadata: [cat]", "").replace(
+                "{provider: hashing}",
+                f"{{provider: openai, model: m, dimensions: 8, base_url: '{server.url}/v1'}}",
+            ),
+        )
+        run_steps(home, "p")
+        with run_of(home, "p") as run:
+            status = pipeline_status(run.spec, run.warehouse)
+            assert (status["rejected"], status["rejected_texts"]) == (1, 1)
+            forget(run, ["b"], [])
+            status = pipeline_status(run.spec, run.warehouse)
+            assert (status["rejected"], status["rejected_texts"]) == (1, 0)
+        run_steps(home, "p")
+        with run_of(home, "p") as run:
+            status = pipeline_status(run.spec, run.warehouse)
+    assert (status["rejected"], status["rejected_texts"], status["forgotten"]) == (1, 0, 1)
 
 
 def test_a_file_is_named_from_here_or_from_home(

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from embedding_pipelines.spec.load import find_pipeline, read_draft
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.output import OutputStep
 from embedding_pipelines.steps.pending import pending
+from embedding_pipelines.storage.output import Output
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.validate import check_file
 from embedding_pipelines_tests.buckets import Exchange, Proxy, TestBucket, request
@@ -225,6 +227,24 @@ def test_what_is_forgotten_leaves_every_place_at_once(built: Path) -> None:
         assert not pending(run, run.spec.source.files(built)).is_empty
     run_steps(built, "p")
     assert index_of(built / "data/elsewhere")["release"] == 2
+
+
+def test_after_a_failed_delivery_forget_says_whose_rows_are_there(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(built, "a.csv", rows(30, "later"))
+    monkeypatch.setattr(Output, "put", Mock(side_effect=BucketError("It is full.")))
+    with pytest.raises(BucketError, match="Release 2 is live"):
+        run_steps(built, "p")
+    monkeypatch.undo()
+    with run_of(built, "p") as run:
+        assert forget(run, ["id-3"], []).release == 3
+        told = pipeline_status(run.spec, run.warehouse)["output"]
+    assert index_of(built / "results")["release"] == 1
+    assert told == f"release 1 in {built / 'results'}: 39 rows"
+    run_steps(built, "p")
+    assert index_of(built / "results")["release"] == 3
+    assert delivered(built / "results")["id-4"]["text"].startswith("later")
 
 
 def test_a_deleted_pipeline_takes_along_what_it_delivered(built: Path) -> None:
