@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,22 +28,28 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
+# The compiled module ends in a panic if it is loaded twice; sys.modules belong to the process.
+IMPORTING = threading.RLock()
+
 
 def part(name: str) -> Any:
     """A module of lancedb by its name there, without the package around it. An `import lancedb`
     before or after it has the same module."""
     full = f"lancedb.{name}"
-    if full not in sys.modules:
-        # LanceDB reads this when it is loaded; its warnings are about index internals.
-        os.environ.setdefault("LANCEDB_LOG", "error")
-        package = importlib.util.find_spec("lancedb")
-        spec = package and PathFinder.find_spec(full, package.submodule_search_locations)
-        if not spec or not spec.loader:
-            raise ModuleNotFoundError(f"No module named {full!r}", name=full)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules.setdefault(full, module)  # whole, since another thread may wait for it
-    return sys.modules[full]
+    if full in sys.modules:
+        return sys.modules[full]
+    with IMPORTING:
+        if full not in sys.modules:
+            # LanceDB reads this when it is loaded; its warnings are about index internals.
+            os.environ.setdefault("LANCEDB_LOG", "error")
+            package = importlib.util.find_spec("lancedb")
+            spec = package and PathFinder.find_spec(full, package.submodule_search_locations)
+            if not spec or not spec.loader:
+                raise ModuleNotFoundError(f"No module named {full!r}", name=full)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[full] = module  # when it is whole, for other threads look without the lock
+        return sys.modules[full]
 
 
 async def connect(folder: str, consistency_seconds: float | None = None) -> "Connection":
