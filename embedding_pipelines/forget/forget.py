@@ -182,7 +182,9 @@ def forget(
             receipt.hashes = _leave_tombstone(run, traces, ids, files)
         receipt.documents, receipt.notes = len(traces.ids), traces.unreadable
         if traces.equal:
-            receipt.notes.append(f"{traces.equal:,} of the documents are named by none: {why_equal(run.spec.source)}.")
+            receipt.notes.append(
+                f"{traces.equal:,} of the documents are named by none: {why_equal(run.spec.source)}."
+            )
         # A run that comes before the end of this reads these files again, and leaves them out.
         places = {(row["file"], row["row"]) for row in _rejected(run, traces, files)}
         forget_files(run, {*traces.files, *files, *(file for file, _ in places)})
@@ -194,9 +196,7 @@ def forget(
         _erase_from_table(run, traces, receipt)
         _erase_rows(run, traces, places, receipt)
         if run.folder.output.exists():
-            receipt.erased["output_rows"] = forget_rows(
-                run, traces.ids, before, receipt.release
-            )
+            receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids.__contains__, lambda line: any(map(needles.are_in, strings(line)))

@@ -218,6 +218,15 @@ class Source(Choice):
         them."""
         return False
 
+    def joined(self, home: Path) -> list[Input]:
+        """What else its stamps depend on, as it is now. Raises as `files`."""
+        return []
+
+    def files_joined_as(self, home: Path, record: Mapping[str, Stamp]) -> list[Input]:
+        """As `files`, to be compared and not to be read, where all that is `joined` is as it was when
+        the parts of `record` were read with these stamps: none of it is read again for them."""
+        return self.files(home)
+
     @contextlib.contextmanager
     def reading(self, files: Iterator[SourceFile]) -> Iterator[Iterator[Reading]]:
         """Each file with what reads it as `read` does, in order, to be read before the next one is

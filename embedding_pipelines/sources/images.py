@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +33,7 @@ from embedding_pipelines.sources.base import (
     Rejection,
     Source,
     SourceFile,
+    Stamp,
     column_name,
     fetched,
 )
@@ -141,6 +142,11 @@ class Captions(BaseModel):
             raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
     @_named_as_captions()
+    def files(self, home: Path) -> list[Input]:
+        """See FileSource.files."""
+        return self.table().files(home)
+
+    @_named_as_captions()
     def read(self, home: Path) -> Captioned:
         """All rows. Several of one image give one text, a line for each, and the metadata of the
         first. Raises SourceError, also for a column that no file has."""
@@ -234,16 +240,31 @@ class Images(FileSource):
 
     def files(self, home: Path) -> list[Input]:
         """See FileSource.files. With captions, each image knows its own."""
-        return self._joined(home)[0]
+        return self._captioned(home, super().files(home))[0]
+
+    def joined(self, home: Path) -> list[Input]:
+        """The files of the captions."""
+        return self.captions.files(home) if self.captions else []
+
+    def files_joined_as(self, home: Path, record: Mapping[str, Stamp]) -> list[Input]:
+        """See Source.files_joined_as. An image that is not on record needs its caption."""
+        known: list[Input] = []
+        inputs = super().files(home)
+        for each in inputs:
+            stamp, own = record.get(each.name, ()), len(each.stamp)
+            if stamp[:own] != each.stamp:
+                return self._captioned(home, inputs)[0]
+            known.append(replace(each, stamp=stamp))
+        return known
 
     def omissions(self, home: Path) -> list[str]:
         """What walks leave out, and which captions and images do not belong together."""
-        inputs, captioned = self._joined(home)
+        inputs, captioned = self._captioned(home, super().files(home))
         if self.captions is None or captioned is None:
             return super().omissions(home)
         from embedding_pipelines.sources import paths
 
-        table = [file.name for file in self.captions.table().files(home)]
+        table = [file.name for file in self.joined(home)]
         notes = paths.omissions(self.path, home, self.suffixes, table)
         path = self.captions.path
         if captioned.rejected:
@@ -270,8 +291,7 @@ class Images(FileSource):
             for _, read in readings:
                 yield from read(log)
 
-    def _joined(self, home: Path) -> tuple[list[Input], Captioned | None]:
-        inputs = super().files(home)
+    def _captioned(self, home: Path, inputs: list[Input]) -> tuple[list[Input], Captioned | None]:
         if self.captions is None:
             return inputs, None
         captioned = self.captions.read(home)

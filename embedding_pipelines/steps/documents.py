@@ -202,18 +202,27 @@ class DocumentsStep(Step):
         return stored_documents_schema(spec.source.metadata_types)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
-        *_, report = _compare(run)
-        return report
+        return _compare(run).report
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         repair(run)
         yield write_documents(run)
 
 
-def _compare(run: Run) -> tuple[list[Input], dict[str, FileStatistics], StepReport | None]:
-    """The files of the source now, what is on record of those that have not changed, and the
-    step's report if the documents are up to date with all of them."""
-    files, shards = inputs_of(run), run.folder.documents
+@dataclass(frozen=True)
+class _Comparison:
+    """The source now, beside what is on record."""
+
+    files: list[Input]
+    unchanged: dict[str, FileStatistics]  # what is on record of those that have not changed
+    joined: dict[str, Stamp]  # as `_joined`, from before the files were listed
+    report: StepReport | None = None  # if the documents are up to date with all of it
+
+
+def _compare(run: Run, to_read: bool = False) -> _Comparison:
+    """`to_read`: the files are to be read."""
+    joined, shards = _joined(run), run.folder.documents
+    files = _all_files(run) if to_read else inputs_of(run)
     names, configuration = run.spec.partition_names, source_configuration(run)
     is_usable = all(shards.current(name, "", configuration) for name in names)
     record = read_files(run) if is_usable else {}
@@ -222,10 +231,11 @@ def _compare(run: Run) -> tuple[list[Input], dict[str, FileStatistics], StepRepo
         name: entry for name, entry in record.items() if tuple(entry.stamp) == stamps.get(name)
     }
     is_whole = (read_json(run.folder.files) or {}).get("whole")  # all partitions were written
-    if is_whole and len(unchanged) == len(files) == len(record):
-        statistics = _statistics(run, record, 0)
-        return files, unchanged, StepReport(DocumentsStep.name, False, statistics)
-    return files, _undisputed(unchanged), None
+    is_same = len(unchanged) == len(files) == len(record)
+    if is_whole and is_same and not _has_changed(run, joined):
+        report = StepReport(DocumentsStep.name, False, _statistics(run, record, 0))
+        return _Comparison(files, unchanged, joined, report)
+    return _Comparison(files, _undisputed(unchanged), joined)
 
 
 def _undisputed(unchanged: dict[str, FileStatistics]) -> dict[str, FileStatistics]:
@@ -265,9 +275,10 @@ def _write_listed(run: Run) -> StepReport:
         log.delete_drafts()
         _erase_forgotten(run, log)
         log.merge(_settled(run), is_only_source)
-    source_files, unchanged, report = _compare(run)
-    if report is not None:
-        return report
+    comparison = _compare(run, to_read=True)
+    if comparison.report is not None:
+        return comparison.report
+    source_files, unchanged = comparison.files, comparison.unchanged
     for note in run.spec.source.omissions(run.warehouse.home):
         run.progress.note(note)
     pushed = Pushed(run, _last_pushed(run, [file.name for file in source_files]))
@@ -318,7 +329,7 @@ def _write_listed(run: Run) -> StepReport:
     if duplicates and duplicates.sentence:
         run.progress.note(f"{duplicates.sentence}; all are kept, and listed in {folder.duplicates}")
     folder.sync()  # the record says that these files need not be read again
-    _write_record(run, ordered, whole=True, duplicates=duplicates)
+    _write_record(run, ordered, True, duplicates, comparison.joined)
     statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": written}
     return StepReport(DocumentsStep.name, True, statistics)
 
@@ -450,12 +461,15 @@ def _write_record(
     files: dict[str, FileStatistics],
     whole: bool,
     duplicates: Groups | None = None,
+    joined: Mapping[str, Stamp] | None = None,
 ) -> None:
     entries = {name: vars(entry) for name, entry in files.items()}
     configuration = source_configuration(run)
     record = {"configuration": configuration, "whole": whole, "files": entries}
     if whole:
         record["pushed"] = _last_pushed(run, files)
+    if joined:
+        record["joined"] = joined
     if duplicates is not None:
         record["duplicates"] = {f"{kind}_images": duplicates.images(kind) for kind in WORDS}
     write_json(run.folder.files, record)
@@ -474,9 +488,35 @@ def absorbed(run: Run) -> int:
 
 
 def inputs_of(run: Run) -> list[Input]:
-    """The parts of the source as they are now, and the segments of the log of what was pushed.
-    Raises as `Source.files`."""
+    """The parts of the source as they are now, and the segments of the log of what was pushed, to be
+    compared with what is on record. Raises as `Source.files`."""
+    if not run.spec.source.is_joined or joined_anew(run):
+        return _all_files(run)
+    record = {name: tuple(entry.stamp) for name, entry in read_files(run).items()}
+    parts = run.spec.source.files_joined_as(run.warehouse.home, record)
+    return [*parts, *segments_of(run)]
+
+
+def _all_files(run: Run) -> list[Input]:
+    """As `inputs_of`, to be read."""
     return [*run.spec.source.files(run.warehouse.home), *segments_of(run)]
+
+
+def joined_anew(run: Run) -> bool:
+    """Whether something has changed that stamps of the source's parts depend on, as a table of
+    captions, since it was last read."""
+    return _has_changed(run, _joined(run))
+
+
+def _joined(run: Run) -> dict[str, Stamp]:
+    return {each.name: each.stamp for each in run.spec.source.joined(run.warehouse.home)}
+
+
+def _has_changed(run: Run, joined: Mapping[str, Stamp]) -> bool:
+    if not joined:
+        return False
+    record = (read_json(run.folder.files) or {}).get("joined", {})
+    return joined != {name: tuple(stamp) for name, stamp in record.items()}
 
 
 def segments_of(run: Run) -> Iterator[SourceFile]:

@@ -15,7 +15,13 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import Input
 from embedding_pipelines.sources.changes import changes
 from embedding_pipelines.steps.checks import current_checks
-from embedding_pipelines.steps.documents import absorbed, count_waiting, is_pushed, read_files
+from embedding_pipelines.steps.documents import (
+    absorbed,
+    count_waiting,
+    is_pushed,
+    joined_anew,
+    read_files,
+)
 from embedding_pipelines.steps.output import is_delivered
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
@@ -102,7 +108,7 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
 def _lagging_step(run: Run) -> str:
     """The first step that has not taken in the files that were read; empty if they are released."""
     folder = run.folder
-    if not (read_json(folder.files) or {}).get("whole"):
+    if not (read_json(folder.files) or {}).get("whole") or joined_anew(run):
         return "documents"
     for name in run.spec.partition_names:
         documents, chunks = folder.documents.manifest(name), folder.chunks.manifest(name)

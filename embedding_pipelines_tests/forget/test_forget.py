@@ -35,8 +35,8 @@ from embedding_pipelines_tests.chain import (
     write_pipeline,
 )
 from embedding_pipelines_tests.decoded import files_with
-from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.drawn import drawing, encoded, write
+from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.providers.wire import serve
 from embedding_pipelines_tests.seeing import Seeing
 from embedding_pipelines_tests.shared import at_work, machine, remote_of, run_shared

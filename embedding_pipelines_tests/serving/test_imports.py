@@ -8,6 +8,7 @@ import pytest
 from embedding_pipelines.errors import BundleError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.inference.weights import local_folder
+from embedding_pipelines.providers.clip import Clip
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.serving.bundle import write_bundle
@@ -29,6 +30,8 @@ from embedding_pipelines_tests.chain import (
 )
 from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.drawn import drawing, encoded, write
+from embedding_pipelines_tests.seeing import Seeing
 
 QUICK = f"""\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
@@ -36,6 +39,11 @@ model: {{provider: hashing}}
 partitions: 4
 {UNMEASURED}"""
 ROWS = [(f"id-{n}", f"word{n % 7} text number {n}", "c") for n in range(40)]
+IMAGES = f"""\
+source: {{kind: images, path: photos}}
+model: {{provider: clip, model: seeing}}
+partitions: 1
+{UNMEASURED}"""
 SECRET = "Ada Lovelace lives in the blue house"
 
 
@@ -287,3 +295,22 @@ def test_what_was_pushed_travels_and_gives_way_to_what_was_pushed_here(
     run_steps(there, "p")
     rows = {row["document_id"]: row["text"] for row in live_rows(there, "p").values()}
     assert (rows["new"], rows["id-1"], "id-2" in rows) == ("mine", "replaced", False)
+
+
+@pytest.mark.parametrize("with_shards", [True, False])
+def test_an_image_that_is_forgotten_here_stays_out_under_the_name_that_it_has_there(
+    tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch, with_shards: bool
+) -> None:
+    monkeypatch.setattr(Clip, "model_class", Seeing)
+    here = tmp_path / "here"
+    for home, name in ((here, "a.png"), (there, "b.bmp")):
+        write_pipeline(home, "p", IMAGES)
+        write(home / "photos" / name, encoded(drawing(1), name[-3:].upper()))
+        write(home / "photos" / "0.png", encoded(drawing(0)))
+        run_steps(home, "p")
+    with run_of(there, "p") as run:
+        forget(run, ["b.bmp"], [])
+    bundle = here.parent / "images.tar"
+    write_bundle(Warehouse(here), "p", bundle, with_shards=with_shards)
+    assert import_bundle(Warehouse(there), bundle).forgotten == 1
+    assert live_rows(there, "p").keys() == {"0.png#0"}

@@ -9,8 +9,10 @@ import pytest
 
 from embedding_pipelines import pool
 from embedding_pipelines.run import Run
+from embedding_pipelines.sources.images import Captions
 from embedding_pipelines.steps.chain import step_named
-from embedding_pipelines.steps.documents import write_documents
+from embedding_pipelines.steps.documents import inputs_of, write_documents
+from embedding_pipelines.steps.pending import pending
 from embedding_pipelines_tests.chain import hashing, run_of, write_pipeline
 from embedding_pipelines_tests.drawn import drawing, encoded, write
 
@@ -141,3 +143,39 @@ def test_a_broken_image_is_one_rejected_row(home: Path) -> None:
     assert reasons.keys() == {"photos/cut.png", "photos/empty.jpg", "photos/phone.heic"}
     assert "broken" in reasons["photos/cut.png"]
     assert "pip install pillow-heif" in reasons["photos/phone.heic"]
+
+
+def test_captions_that_have_not_changed_are_read_by_no_look(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those that were written anew as they were, once a run has seen that."""
+    write_pipeline(home, "p", CAPTIONED)
+    for seed in range(3):
+        write(home / "photos" / f"{seed}.png", encoded(drawing(seed)))
+    table = write(home / "photos" / "captions.csv", b"file,words,album\n0.png,A red house,x\n")
+    run, reads = run_of(home, "p", hashing()), []
+    read = Captions.read
+    monkeypatch.setattr(Captions, "read", lambda *given: reads.append(1) or read(*given))
+    cut(run)
+
+    def look() -> tuple[int, str, tuple[str, ...]]:
+        """How often a look reads the captions, and what it sees."""
+        reads.clear()
+        state = pending(run, inputs_of(run))
+        return len(reads), state.step, state.changed
+
+    assert look() == (0, "embeddings", ())
+    assert write_documents(run).changed is False
+    table.write_bytes(table.read_bytes())
+    assert look() == (1, "documents", ())
+    write_documents(run)
+    assert look() == (0, "embeddings", ())
+    table.write_bytes(b"file,words,album\n0.png,A blue house,x\n")
+    assert look() == (1, "", ("photos/0.png",))
+    write_documents(run)
+    assert rows(run, "documents")["0.png"]["text"] == "A blue house"
+    (home / "photos" / "2.png").unlink()
+    assert look()[0] == 0  # a name that is gone has no caption
+    assert pending(run, inputs_of(run)).deleted == ("photos/2.png",)
+    write(home / "photos" / "4.png", encoded(drawing(4)))
+    assert look()[0] == 1
