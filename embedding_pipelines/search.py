@@ -152,7 +152,8 @@ class SearchResults(list[SearchResult]):
         numbers = [number for number, rows in enumerate(self._rows) for _ in range(len(rows))]
         ranks = [rank for rows in self._rows for rank in range(1, len(rows) + 1)]
         names = {name: f"metadata_{name}" for name in ("query", "rank")}
-        hits = pa.concat_tables([self._schema.empty_table(), *self._rows])
+        parts = [rows.cast(self._schema) for rows in self._rows]  # which may be null or not
+        hits = pa.concat_tables([self._schema.empty_table(), *parts])
         hits = hits.rename_columns([names.get(name, name) for name in hits.column_names])
         hits = hits.add_column(0, "rank", pa.array(ranks, pa.int32()))
         queries = pa.array([self[number].query for number in numbers], pa.string())
@@ -188,6 +189,8 @@ class Searcher:
         self._cache, self._warehouse = warehouse.cache, warehouse
         self._memory: MemoryIndex | None = None
         self._fitting: Space | None = None  # that was compared with the release's
+        types = self.release.spec.metadata_types  # the same as long as this is open
+        self._schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
         self._overlay = Overlay(warehouse, self.release, self.model, self.codec)
         self._encoder: CrossEncoder | None = None
         self._reranking = threading.Lock()  # one thread at a time is in the cross-encoder
@@ -403,12 +406,12 @@ class Searcher:
         index: "pd.Index | None" = None,
     ) -> SearchResults:
         notes, reranker = self._notes(mode, notes), self.reranker(rerank)
-        types = self.release.spec.metadata_types
-        schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
-        parts, results = list[pa.Table](), list[SearchResult]()
+        schema, parts, results = self._schema, list[pa.Table](), list[SearchResult]()
         tables = self._ranked(asked, k, filter, mode, reranker)
         for query, each in zip(queries, tables, strict=True):
-            rows = each.select(schema.names).cast(schema)
+            rows = each.select(schema.names)
+            if rows.schema.types != schema.types:
+                rows = rows.cast(schema)
             parts.append(rows)
             results.append(self._result(rows, query, mode, started, notes, reranker))
             started = time.perf_counter()

@@ -23,7 +23,7 @@ from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.providers.common.tokenizers import estimate
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 TooLong = Literal["refuse", "cut"]  # what to do with a text that the model would not read whole
 TEXTS_AT_ONCE = 4_096  # to count; their encodings are in memory
@@ -74,7 +74,8 @@ def prepare(
             raise ConfigError(f"{name(row)} is empty. Leave it out: it has no meaning to embed.")
         if SURROGATE.search(text):
             raise ConfigError(f"{name(row)} holds half a character, a lone surrogate. Replace it.")
-    tokenizer, tokens, unknown, limit = _count(texts, model, input_type)
+    counted = _count(texts, model, input_type, keeps_long=too_long == "cut")
+    tokenizer, tokens, limit = counted.tokenizer, counted.tokens, counted.limit
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     readable, cut, lacking, unseen = list(texts), "", "", 0
     for row, count in enumerate(tokens):
@@ -97,7 +98,8 @@ def prepare(
                 f"{name(row)} ({_excerpt(texts[row])}) {has} {limit:,}. {remedy}"
                 f"{exact if is_estimate else ''}"
             )
-        cuts = cutter(tokenizer, limit).cut([texts[at] for at in long])
+        encodings = [counted.long[at] for at in long]
+        cuts = cutter(tokenizer, limit).cut([texts[at] for at in long], encodings)
         for at, pieces in zip(long, cuts, strict=True):
             unseen += pieces[0].unseen
             readable[at] = texts[at][: pieces[0].end]
@@ -105,6 +107,7 @@ def prepare(
         others = f", and so were {len(long) - 1:,} more" if len(long) > 1 else ""
         cut = f"{name(row)} {has} {limit:,}, and it was cut there{others}."
     content = sum(tokens) - special * len(tokens)
+    unknown = counted.unknown
     if content and sum(unknown) / content >= TELL_UNKNOWN:
         row = max(range(len(texts)), key=unknown.__getitem__)
         share, most = f"{min(1, sum(unknown) / content):.0%}", f", most in {name(row)}"
@@ -121,11 +124,21 @@ def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
     return [len(entry) for part in parts for entry in tokenizer.encode_batch_fast(list(part))]
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """What a tokenizer says of texts."""
+
+    tokenizer: "Tokenizer"
+    limit: int  # of the model, in tokens of this tokenizer
+    tokens: list[int]
+    unknown: list[int]  # of these, those that the vocabulary lacks
+    long: "dict[int, Encoding]"  # beyond the limit, by row, with offsets; empty unless kept
+
+
 def _count(
-    texts: Sequence[str], model: EmbeddingModel, input_type: InputType
-) -> "tuple[Tokenizer, list[int], list[int], int]":
-    """What counted, the tokens of each text, how many of them the vocabulary lacks, and how many
-    the model reads."""
+    texts: Sequence[str], model: EmbeddingModel, input_type: InputType, keeps_long: bool
+) -> _Counted:
+    """`keeps_long`: who is about to cut needs no second encoding."""
     prompts, options = model.space.prompts, model.options
     # Estimate first where that is possible: OpenAI's vocabulary may have to be downloaded, and
     # only texts that exceed the estimate need it.
@@ -136,14 +149,18 @@ def _count(
         own, documents = count_tokens(pair, tokenizer) if pair[0] != pair[1] else (0, 0)
         # The model's limit excludes the prompt of documents.
         limit = model.limits.max_tokens - max(0, own - documents)
-        tokens, unknown, missing = list[int](), list[int](), unknown_id(tokenizer)
+        counted = _Counted(tokenizer, limit, [], [], {})
+        encode = tokenizer.encode_batch if keeps_long else tokenizer.encode_batch_fast
+        missing = unknown_id(tokenizer)
         for at in range(0, len(texts), TEXTS_AT_ONCE):
-            for entry in tokenizer.encode_batch_fast(list(texts[at : at + TEXTS_AT_ONCE])):
-                tokens.append(len(entry))
-                unknown.append(count_unknown(entry, missing))
-        if max(tokens, default=0) <= limit:
+            for entry in encode(list(texts[at : at + TEXTS_AT_ONCE])):
+                if keeps_long and len(entry) > limit:
+                    counted.long[len(counted.tokens)] = entry
+                counted.tokens.append(len(entry))
+                counted.unknown.append(count_unknown(entry, missing))
+        if max(counted.tokens, default=0) <= limit:
             break
-    return tokenizer, tokens, unknown, limit
+    return counted
 
 
 def _excerpt(text: object) -> str:

@@ -96,9 +96,12 @@ class Cutter:
         self._capacity = max(1, self._limit - self._special - self._first_word_mark())
         self._overlap = min(chunk.overlap, self._capacity - 1) if chunk else 0
 
-    def cut(self, texts: Sequence[str]) -> list[list[Piece]]:
+    def cut(
+        self, texts: Sequence[str], encodings: Sequence[Encoding] | None = None
+    ) -> list[list[Piece]]:
         """The pieces of each text in order, `start` and `end` rising; none for a text of which the
-        model reads nothing: white space, control and format characters.
+        model reads nothing: white space, control and format characters. `encodings`, with offsets,
+        of whoever has them spares their computation.
 
         Only such characters lie outside the pieces, unless a text has just one. Raises ConfigError
         if a single character has more tokens than a chunk may hold.
@@ -110,13 +113,12 @@ class Cutter:
             ]
         pieces: list[list[Piece]] = [[] for _ in texts]
         cuts: list[tuple[int, int, int]] = []  # number of the text, start, end
-        cut_off: dict[int, int] = {}  # tokens of the whole, by the number of the text
-        for at, encoding in self._encode(texts).items():
+        by_number = dict(enumerate(encodings)) if encodings else self._encode(texts)
+        for at, encoding in by_number.items():
             if len(encoding) <= self._limit:
                 pieces[at] = [self._piece(0, len(texts[at]), encoding)]
             elif self._whole:
-                cuts.append((at, 0, self._prefix(texts[at], encoding)))
-                cut_off[at] = len(encoding)
+                pieces[at] = [self._beginning(texts[at], encoding)]
             else:
                 long = _Long(texts[at], encoding, self._capacity, self._overlap)
                 cuts += [(at, *span) for span in long.spans()]
@@ -126,8 +128,6 @@ class Cutter:
                 pieces[at].append(self._piece(start, end, encoding))
             else:
                 pieces[at] += self._halve(texts[at], start, end)
-        for at, tokens in cut_off.items():
-            pieces[at] = [piece._replace(unseen=tokens - piece.tokens) for piece in pieces[at]]
         return [self._readable(_drop_inner(each)) for each in pieces]
 
     def _piece(self, start: int, end: int, encoding: Encoding) -> Piece:
@@ -184,14 +184,15 @@ class Cutter:
             "model with a higher limit."
         )
 
-    def _prefix(self, text: str, encoding: Encoding) -> int:
-        """Where the one piece ends: at the limit, or at the last word's end if that keeps half."""
+    def _beginning(self, text: str, encoding: Encoding) -> Piece:
+        """The one piece ends at the limit, or at the last word's end if that keeps half."""
         end = _offsets(encoding)[1][self._limit - self._special - 1]
         while True:
             end = _word_end(text, end)
-            tokens = self._tokens(text[:end])
+            part = self._tokenizer.encode(text[:end])
+            tokens = len(part)
             if tokens <= self._limit:
-                return end
+                return self._piece(0, end, part)._replace(unseen=len(encoding) - tokens)
             if end == 1:
                 raise self._too_large_error(text[:1], tokens)
             end = max(1, min(end - 1, end * self._limit // tokens))

@@ -4,10 +4,10 @@ import contextlib
 import importlib
 import logging
 import pkgutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
@@ -29,13 +29,15 @@ from embedding_pipelines.errors import (
     describe_os_error,
 )
 from embedding_pipelines.serving import routes
+from embedding_pipelines.serving.direct import Direct
 from embedding_pipelines.serving.guard import Guard
-from embedding_pipelines.serving.routes import embeddings
+from embedding_pipelines.serving.routes import embeddings, search
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import ErrorBody, ServingError
 
 log = logging.getLogger(__name__)
 
+Handler = Callable[[Request, Exception], Awaitable[Response]]
 STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none of an API
     BusyError: 409,
     ReleaseError: 409,
@@ -86,19 +88,25 @@ def create_app(server: Server) -> FastAPI:
         },
     )
     app.state.server = server
-    app.add_middleware(Guard, server=server, embed_paths=embeddings.POSTS, refuse=_serving_reply)
-    app.add_exception_handler(EmbeddingPipelinesError, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(OSError, _on_os_error)
-    app.add_exception_handler(Exception, _on_fault)
-    # The first is found first: the one that is asked most often.
-    names = sorted(
-        (module.name for module in pkgutil.iter_modules(routes.__path__)),
-        key=lambda name: (name != "embeddings", name),
+    handlers: dict[type[Exception], Handler] = {
+        EmbeddingPipelinesError: _on_error,
+        HTTPException: _on_http_error,
+        RequestValidationError: _on_invalid,
+        OSError: _on_os_error,
+    }
+    for kind, handler in [*handlers.items(), (Exception, _on_fault)]:
+        app.add_exception_handler(kind, handler)
+    direct = {**embeddings.DIRECT, **search.DIRECT}
+    app.add_middleware(Direct, functions=direct, error_handlers=handlers)
+    app.add_middleware(
+        Guard,
+        server=server,
+        direct_paths=frozenset(direct),
+        embed_paths=frozenset(embeddings.DIRECT),
+        refuse=_serving_reply,
     )
-    for name in names:
-        part = importlib.import_module(f"{routes.__name__}.{name}")
+    for module in pkgutil.iter_modules(routes.__path__):
+        part = importlib.import_module(f"{routes.__name__}.{module.name}")
         if hasattr(part, "router"):
             app.include_router(part.router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -25,18 +25,20 @@ TOO_LARGE = f"The body is too large: {MAX_BODY_BYTES >> 20} MB at most. Send it 
 
 
 class Guard:
-    """ASGI middleware around all routes. `embed_paths` are those that give vectors; `refuse` writes
-    the reply to a request that comes when too much waits."""
+    """ASGI middleware around all routes. `direct_paths` are answered by no route, and those of them
+    that give vectors are `embed_paths`; `refuse` writes the reply to a request for these that comes
+    when too much waits."""
 
     def __init__(
         self,
         app: ASGIApp,
         server: Server,
+        direct_paths: frozenset[str],
         embed_paths: frozenset[str],
         refuse: Callable[[TooManyRequests], Response],
     ) -> None:
-        self._app, self._server = app, server
-        self._embed_paths, self._refuse = embed_paths, refuse
+        self._app, self._server, self._refuse = app, server, refuse
+        self._direct_paths, self._embed_paths = direct_paths, embed_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,7 +87,7 @@ class Guard:
         try:
             await app(scope, receive_in_time, send_and_note)
         finally:
-            path = _path(scope) if app is self._app else scope["path"]
+            path = scope["path"] if scope["path"] in self._direct_paths else _path(scope)
             seconds = time.perf_counter() - started
             self._server.metrics.count("requests_total", path=path, status=str(status))
             self._server.metrics.observe("request_seconds", seconds, path=path)

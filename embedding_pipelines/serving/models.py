@@ -227,7 +227,7 @@ class ServedModel(Worker):
         """
         self.users += 1
         try:
-            lanes = await self.load()
+            lanes = self.lanes or await self.load()
             is_bulk = len(texts) > 1 and input_type == "document" and not is_awaited
             size = sum(map(len, texts))
             self.admit("bulk" if is_bulk else "interactive", seconds_left, size)

@@ -77,7 +77,7 @@ async def search_pipeline(
     if served and has_texts_alone:
         texts = await asyncio.to_thread(server.unreleased, served)
         return [await asyncio.to_thread(texts.search, query, k, filter) for query in queries]
-    searcher = await asyncio.to_thread(server.searcher, name)
+    searcher = server.open_searcher(name) or await asyncio.to_thread(server.searcher, name)
     vectors = space = None
     notes: list[str] = []
     if searcher.mode(mode) != "text":

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller, Caller
 from embedding_pipelines.serving.dimensions import cut
-from embedding_pipelines.serving.direct import DirectRoute
+from embedding_pipelines.serving.direct import Function
 from embedding_pipelines.serving.encoding import (
     Numbers,
     as_base64,
@@ -41,11 +41,8 @@ from embedding_pipelines.serving.wire import (
 )
 from embedding_pipelines.vectors import Vectors
 
-router = APIRouter(
-    tags=["embeddings"], dependencies=[Depends(allow("read"))], route_class=DirectRoute
-)
+router = APIRouter(tags=["embeddings"], dependencies=[Depends(allow("read"))])
 
-POSTS = frozenset({"/v1/embeddings", "/v2/embed"})  # paths that give vectors
 INLINE_NUMBERS = 8_192  # of a reply that is written in the event loop: about 5 ms
 FORMS: dict[str, Callable[[Vectors], Iterable[Numbers]]] = {
     "float": as_numbers,
@@ -129,6 +126,9 @@ async def embed(body: EmbedRequest, caller: AnyCaller) -> Response:
         return b'{"embeddings":{' + forms + b"}," + to_json(rest)[1:]
 
     return await _reply(caller, served, embedded, body.output_dimension, content)
+
+
+DIRECT: Mapping[str, Function] = {"/v1/embeddings": embeddings, "/v2/embed": embed}
 
 
 async def _reply(

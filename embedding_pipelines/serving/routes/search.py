@@ -1,13 +1,14 @@
 """Search of live releases: by vectors, by words, or by both; one query, or many in one request."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import APIRouter, Depends, Response
 
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller, Caller
+from embedding_pipelines.serving.direct import Function
 from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.receipts import keep_receipts
 from embedding_pipelines.serving.searching import find_pipeline, search_by_image, search_pipeline
@@ -70,6 +71,9 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     if is_released:
         headers = {SPACE_HEADER: results[0].space_id, RELEASE_HEADER: str(results[0].release)}
     return Response(data, media_type="application/json", headers=headers)
+
+
+DIRECT: Mapping[str, Function] = {"/search": search}
 
 
 async def _search_image(body: SearchRequest, image: str, caller: Caller) -> Response:
