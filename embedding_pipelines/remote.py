@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
+from embedding_pipelines.echoes import forget_echoes
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.refill import file_vectors
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
@@ -170,6 +171,7 @@ class Remote:
             for path, entry in entries.items()
             if path not in local or local[path].digest != entry.digest
         }
+        self._forget_echoes(index, generation)
         for rank in range(_rank(POINTERS[-1]) + 1):
             files = {
                 self.warehouse.root / path: entry
@@ -182,7 +184,6 @@ class Remote:
             if not path.startswith(("calibration/", FORGOTTEN)):
                 delete(local[path].path)
         self._delete_empty_tables()
-        self._forget_receipts(index, generation)
         if part == "all":
             # All that no fetch has ended with: what one that died has downloaded is not missing.
             before = index.files if index else {}
@@ -281,21 +282,23 @@ class Remote:
                 self.name,
             )
 
-    def _forget_receipts(self, index: Index | None, generation: Generation) -> None:
-        """Have what another machine has forgotten, or deleted, leave the receipts that a server
-        keeps on this one."""
-        receipts, path, before = (
-            Receipts(self.folder.folder),
-            self._tombstones,
-            index.files if index else {},
-        )
+    def _forget_echoes(self, index: Index | None, generation: Generation) -> None:
+        """Have what another machine has forgotten, or deleted, leave what this one keeps for itself,
+        before the copy here loses it, too."""
+        path, before = self._tombstones, index.files if index else {}
         if self._has_folder(before) and not self._has_folder(generation.files):
-            receipts.delete()
-        name = path.relative_to(self.warehouse.root).as_posix()
-        entry = generation.files.get(name)
-        if entry is not None and (name not in before or before[name][2] != entry.digest):
-            forgotten = read_forgotten(path)
-            receipts.forget_unseen(lambda document: forgotten.has("id", document))
+            Receipts(self.folder.folder).delete()
+        names = [
+            each.relative_to(self.warehouse.root).as_posix()
+            for each in (path.with_suffix(COPY), path)
+        ]
+        entry = generation.files.get(names[-1])
+        if entry is not None and (names[-1] not in before or before[names[-1]][2] != entry.digest):
+            lists = {name: generation.files[name] for name in names if name in generation.files}
+            self.generations.download(
+                {self.warehouse.root / name: entry for name, entry in lists.items()}
+            )
+            forget_echoes(self.warehouse, self.name, read_forgotten(path))
 
     def _has_folder(self, paths: Iterable[str]) -> bool:
         return any(path.startswith(self._path_of("")) for path in paths)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embedding_pipelines.delete import delete_pipeline, plan_deletion
@@ -38,6 +39,7 @@ from embedding_pipelines_tests.chain import (
     top,
     write_csv,
 )
+from embedding_pipelines_tests.decoded import files_with
 from embedding_pipelines_tests.shared import (
     EDITED,
     PIPELINE,
@@ -494,6 +496,36 @@ def test_what_is_forgotten_elsewhere_leaves_the_receipts_and_its_proof_is_fetche
         pusher.put([{"id": "id-1", "title": "it again", "cat": "c"}])
     refresh(Warehouse(two), "p")
     assert (Warehouse(two).forgotten / "receipts" / Path(proof).name).is_file()
+
+
+def test_what_quotes_a_text_that_is_forgotten_elsewhere_goes_while_the_text_is_at_hand(
+    one: Path, two: Path
+) -> None:
+    """Whatever it was shown for, whichever pipeline was asked, and on the machine of a server, which
+    has no shards."""
+    secret = "Ada Lovelace lives in the blue house"
+    write_csv(one, "a.csv", [*ROWS, ("ada", secret, "c")])
+    run_shared(one)
+    refresh(Warehouse(two), "p", "search")
+    warehouse = Warehouse(two)
+    folders = [warehouse.pipelines / name for name in ("p", "q")]
+    for folder in folders:
+        for query in (f"who said: {secret}?", "milk"):
+            Receipts(folder).add(query, ["id-2"], release=1, mode="text", k=1, keeps_text=True)
+    with run_of(two, "p") as run:
+        keys = [run.cache.key(run.model.space.id, "query", text) for text in (secret, "milk")]
+        run.cache.put_many(keys, np.ones((2, run.model.space.dimensions), np.float32))
+    report = warehouse.root / "reports" / "p.html"
+    report.parent.mkdir()
+    report.write_text(secret)
+    with run_of(one, "p") as run:
+        forget(run, ["ada"], [])
+    refresh(warehouse, "p", "search")
+    for folder in folders:
+        assert [each.query for each in Receipts(folder).read()[0]] == ["milk"]
+    with run_of(two, "p") as run:
+        assert run.cache.get_many(keys, None).keys() == {keys[1]}
+    assert files_with(two / "data" / "warehouse", secret) == []
 
 
 def test_what_is_deleted_elsewhere_leaves_the_receipts(one: Path, two: Path) -> None:

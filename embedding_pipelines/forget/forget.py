@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from embedding_pipelines.deployments import read_deployments
 from embedding_pipelines.embedding.batch_jobs import forget_keys
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files, read_json, write_json
-from embedding_pipelines.forget.proof import Needles, look_for, strings
+from embedding_pipelines.forget.proof import look_for
 from embedding_pipelines.forget.traces import (
     Traces,
     cache_keys,
@@ -59,11 +60,14 @@ from embedding_pipelines.steps.documents import (
     read_files,
 )
 from embedding_pipelines.steps.duplicates import write_duplicates
+from embedding_pipelines.steps.garbage import CANDIDATES
 from embedding_pipelines.steps.output import forget_rows
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
+from embedding_pipelines.storage.quotes import Needles
 from embedding_pipelines.storage.receipts import Receipts as SearchReceipts
+from embedding_pipelines.storage.receipts import forget_quotes
 from embedding_pipelines.storage.warehouse import (
     DAMAGED,
     PipelineFolder,
@@ -199,8 +203,8 @@ def forget(
             receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
-            traces.ids.__contains__, lambda line: any(map(needles.are_in, strings(line)))
-        )
+            traces.ids.__contains__, needles.are_quoted
+        ) + forget_quotes(run.warehouse.pipelines, needles.are_quoted)
         _check(run, traces, needles, receipt)
         if writer is not None:
             writer.forget()
@@ -403,6 +407,7 @@ def _erase_rows(
     if traces.pushed:
         receipt.erased["pushed_changes"] = log.erase(traces.ids)
     folder.delete_leftovers(READING)
+    shutil.rmtree(folder.folder / CANDIDATES, ignore_errors=True)  # of a killed `optimize`
     folder.sync([folder.tables])
 
 

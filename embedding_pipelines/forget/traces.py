@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
-from embedding_pipelines.forget.proof import strings
 from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.overlay import read_records
 from embedding_pipelines.preprocessing.base import Counts
@@ -30,6 +29,7 @@ from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.steps.documents import contents_of
 from embedding_pipelines.storage.forgotten import read_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
+from embedding_pipelines.storage.quotes import strings
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 

@@ -13,11 +13,12 @@ import dagster as dg
 from embedding_pipelines.dagster_files import keeps_records_elsewhere
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import list_files
-from embedding_pipelines.forget.proof import database_texts, json_texts
+from embedding_pipelines.forget.proof import database_texts
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.orchestration.failures import readable_records
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.retention import FINISHED, delete_run
+from embedding_pipelines.storage.quotes import json_texts
 
 
 def delete_runs_that_quote(home: Path, name: str, quotes: Callable[[str], bool]) -> int:

@@ -140,12 +140,16 @@ class Receipts:
                     write_lines(path, kept)
         return changed
 
-    def forget_unseen(self, is_forgotten: Callable[[str], bool]) -> int:
-        """As `forget`, where nobody has the texts any more: receipts that showed such a document go
+    def forget_unseen(
+        self, is_forgotten: Callable[[str], bool], quotes: Callable[[Any], bool]
+    ) -> int:
+        """As `forget`, where not all texts may be at hand: receipts that showed such a document go
         whole, since their queries may quote it."""
-        return self.forget(
-            is_forgotten, lambda line: any(map(is_forgotten, line.get("documents", ())))
-        )
+
+        def goes(line: Any) -> bool:
+            return quotes(line) or any(map(is_forgotten, line.get("documents", ())))
+
+        return self.forget(is_forgotten, goes)
 
     def delete(self) -> None:
         """Delete all of it."""
@@ -206,6 +210,13 @@ class Receipts:
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / ".lock", timeout=LOCK_SECONDS)
+
+
+def forget_quotes(pipelines: Path, quotes: Callable[[Any], bool]) -> int:
+    """Remove the receipts of all pipelines whose line `quotes` what is forgotten, for people ask
+    one pipeline for what another one holds; how many lines."""
+    folders = [path for path in pipelines.iterdir() if path.is_dir()] if pipelines.is_dir() else []
+    return sum(Receipts(folder).forget(lambda _: False, quotes) for folder in folders)
 
 
 def _without(line: dict[str, Any], is_forgotten: Callable[[str], bool]) -> dict[str, Any] | None:

@@ -114,6 +114,8 @@ def test_searches_that_quote_it_are_in_no_receipt_and_deployments_are_named(home
     receipts = Receipts(folder.folder)
     for query, documents in ((SECRET, ["ada"]), ("word3", ["ada", "id-3"])):
         receipts.add(query, documents, release=1, mode="text", k=1, keeps_text=True)
+    others = Receipts(run_of(home, "p").warehouse.pipelines / "q")  # whom somebody asked as well
+    others.add(f"is it true: {SECRET}?", [], release=1, mode="text", k=1, keeps_text=True)
     deployment = Deployment(
         endpoint="http://there",
         target="server",
@@ -126,6 +128,7 @@ def test_searches_that_quote_it_are_in_no_receipt_and_deployments_are_named(home
     result = forget_it(home, "ada")
     assert result.left == []
     assert [(each.query, each.documents) for each in receipts.read()[0]] == [("word3", ["id-3"])]
+    assert others.read() == ([], [])
     assert any("deployed to http://there" in note for note in result.notes)
 
 

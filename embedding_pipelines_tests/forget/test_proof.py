@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_pipelines.forget.proof import Needles, look_for
+from embedding_pipelines.forget.proof import look_for
+from embedding_pipelines.storage.quotes import Needles
 from embedding_pipelines.stores.lancedb import Lancedb
 from embedding_pipelines_tests.stores.contract import SCHEMA, batch
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import dagster as dg
 
 from embedding_pipelines.environment import instance_folder
-from embedding_pipelines.forget.proof import Needles
 from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
 from embedding_pipelines.orchestration.instance import open_instance
+from embedding_pipelines.storage.quotes import Needles
 from embedding_pipelines_tests.decoded import files_with
 
 TEXT = 'Ada Lovelace lives in the "blue" house, and nobody else does; not even Menabrea.'

@@ -13,12 +13,12 @@ import pytest
 
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.forget.proof import Needles
 from embedding_pipelines.orchestration import dead_runs
 from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
 from embedding_pipelines.orchestration.instance import LEAN, open_instance, start
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.records import MACHINE_TAG, keeps_records_elsewhere
+from embedding_pipelines.storage.quotes import Needles
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.dev import (
     dagster_dev,
