@@ -49,7 +49,8 @@ TABLE_COLUMNS["vector_checksum"] = pa.int64()  # CRC-32 of the vector as the mod
 TABLE_KEY = "chunk_id"
 
 TEXT = "text"
-IMAGE, URI = "image", "uri"  # metadata of sources with images: the digest of the pixels, the file
+# Metadata of sources with images: the digest of the pixels, the file, a hash that is alike.
+IMAGE, URI, PERCEPTUAL = "image", "uri", "perceptual"
 VECTOR = "vector"
 RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector
 
@@ -110,6 +111,11 @@ TABLE_TYPES = METADATA_TYPES | {"list[float]": pa.list_(pa.float32())}
 
 SPACE_ID_KEY = b"embedding_pipelines.space_id"  # key in the schema metadata of Parquet and Lance
 HAS_IMAGES_KEY = b"embedding_pipelines.has_images"  # in that of embeddings whose source has images
+
+
+def has_images(schema: pa.Schema) -> bool:
+    """Whether rows are of a source of images, whatever the pipeline reads now."""
+    return {IMAGE, URI, PERCEPTUAL} <= {*schema.names}
 
 
 def documents_schema(metadata: Mapping[str, str]) -> pa.Schema:

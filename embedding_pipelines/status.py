@@ -239,7 +239,9 @@ def read_rejections(run: Run, limit: int) -> Rejections:
     refresh(run.warehouse, run.spec.name)
     folder = run.folder
     empty = _empty_documents(run)
-    records = max((folder.rejected, folder.rejected_by_failure), key=_written_at)
+    # A run that ends well deletes the second.
+    is_newer = folder.rejected_by_failure.exists()
+    records = folder.rejected_by_failure if is_newer else folder.rejected
     total, rows, tables = 0, list[Rejection](), list[Path]()
     for path, content in ((records, "raw"), (folder.rejected_texts, "text")):
         if not path.exists():
@@ -282,10 +284,6 @@ def _without_text(run: Run, partition: str) -> Iterator[Rejection]:
                 place = f"{row['source_file']}:{row['source_row']}"
                 text = row["text"] or ""
                 yield Rejection(place, EMPTY, text, len(text.encode("utf-8", "surrogatepass")))
-
-
-def _written_at(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def title_of(options: ProviderOptions) -> str:
@@ -416,7 +414,7 @@ def _output(run: Run) -> str | None:
     if run.spec.output is None:
         return None
     state = output_state(run)
-    if state is None:
+    if state is None or not state.release:
         return f"nothing is delivered to {run.spec.output} yet"
     rows = counted(state.statistics["rows"], "row")
     return f"release {state.release} in {state.place}: {rows}"

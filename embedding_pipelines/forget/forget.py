@@ -247,15 +247,14 @@ def _leave_tombstone(
     values: dict[Kind, Collection[bytes | str]] = {
         "file": list(files),
         "id": list(traces.ids),
-        "content": [] if run.spec.source.id else list(traces.contents),
+        "content": list(traces.contents),
         # Of an image, or a page, nothing is kept, which says nothing of any other.
         "record": [row["raw"] for row in _rejected(run, traces, files) if row["raw"]],
     }
     forgotten = forgotten_by(run)
     if files and ids:
         own = trace(run, ids, [])
-        contents = [] if run.spec.source.id else list(own.contents)
-        forgotten = forgotten.with_more({"id": list(own.ids), "content": contents})
+        forgotten = forgotten.with_more({"id": list(own.ids), "content": list(own.contents)})
     forgotten = forgotten.with_more(values)
     write_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json", forgotten)
     by_file = [forgotten.hash("file", name) for name in files]
@@ -400,7 +399,7 @@ def _erase_rows(
             receipt.erased[shards.folder.name] += count
         for path in list_files(shards.folder, f"*{DAMAGED}"):
             delete(path)
-    if run.spec.source.has_images:
+    if folder.duplicates.exists():
         write_duplicates(run)
     log = pushed_log(run.warehouse, run.spec.name)
     log.delete_drafts()

@@ -23,6 +23,7 @@ from embedding_pipelines.schemas import (
     SPACE_ID_KEY,
     TEXT,
     VECTOR,
+    has_images,
 )
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import partition_of
@@ -43,7 +44,8 @@ class Traces:
 
     ids: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)  # those of them that stand anywhere
-    contents: set[bytes] = field(default_factory=set)  # as `contents_of` tells them
+    # Of images their pixels; without source.id of all documents, as `contents_of` tells them.
+    contents: set[bytes] = field(default_factory=set)
     files: set[str] = field(default_factory=set)  # source files that they stand in
     # Of documents and chunks, old versions included; of images the digests of their pixels, too.
     texts: set[str] = field(default_factory=set)
@@ -70,12 +72,11 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
         traces.ids |= _forgotten_ids(run, files)
     own = names if files else sorted(partitions(run, traces.ids))
     _trace_documents(run, traces, own, files)
-    if run.spec.source.id is None:
-        before = len(traces.ids)
-        traces.contents |= _released_pixels(run, traces.ids) | _half_forgotten(run)
-        if traces.contents:
-            _trace_documents(run, traces, names, files)
-        traces.equal = len(traces.ids) - before
+    before = len(traces.ids)
+    traces.contents |= _released_pixels(run, traces.ids) | _half_forgotten(run)
+    if traces.contents:
+        _trace_documents(run, traces, names, files)
+    traces.equal = len(traces.ids) - before
     own = sorted(partitions(run, traces.ids))
     for name in own:
         _trace_chunks(run, traces, name)
@@ -131,32 +132,33 @@ def _trace_documents(
 ) -> None:
     own, sources = pa.array(sorted(traces.ids), pa.string()), pa.array(sorted(files), pa.string())
     by_content = run.spec.source.id is None
-    contents = sorted(traces.contents) if by_content else []
+    contents = sorted(traces.contents)
     digests = pa.array(contents, DIGEST)
     pixels = pa.array([content.hex() for content in contents], pa.string())
-    columns = ["document_id", "source_file", *_contents(run), DOCUMENT_DIGEST]
     for name in names:
+        embedded = _contents(run.folder.documents.schema(name))
+        columns = ["document_id", "source_file", *embedded, DOCUMENT_DIGEST]
         for batch in run.folder.documents.read(name, columns):
             mask = pc.or_(
                 pc.is_in(batch["document_id"], own), pc.is_in(batch["source_file"], sources)
             )
             mask = pc.or_(mask, pc.is_in(batch[DOCUMENT_DIGEST], digests))
-            if run.spec.source.has_images:
+            if IMAGE in embedded:
                 mask = pc.or_(mask, pc.is_in(batch[IMAGE], pixels))
             rows = batch.filter(mask)
             traces.seen |= set(rows["document_id"].to_pylist())
             traces.files |= set(rows["source_file"].to_pylist())
-            traces.texts |= {
-                text for name in _contents(run) for text in rows[name].to_pylist() if text
-            }
-            own_digests = rows[DOCUMENT_DIGEST].to_pylist()
-            traces.contents.update(contents_of(run.spec.source, rows, own_digests))
+            traces.texts |= {text for name in embedded for text in rows[name].to_pylist() if text}
+            if IMAGE in embedded or by_content:
+                own_digests = rows[DOCUMENT_DIGEST].to_pylist()
+                traces.contents.update(contents_of(IMAGE in embedded, rows, own_digests))
     traces.ids |= traces.seen
 
 
 def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
     """Of one partition: chunks, their vectors, and texts that the provider rejected."""
-    for batch in run.folder.chunks.read(name, [*CHUNK, *_contents(run)]):
+    chunks = run.folder.chunks
+    for batch in chunks.read(name, [*CHUNK, *_contents(chunks.schema(name))]):
         _add_texts(run, traces, batch.filter(rows_of(batch, traces.ids)))
     for batch in run.folder.embeddings.read(name):
         vectors = batch.filter(rows_of(batch, traces.ids))[VECTOR].drop_null()
@@ -219,11 +221,11 @@ def _released_pixels(run: Run, ids: Collection[str]) -> set[bytes]:
     """The pixels that images of these ids have in any table: one may be gone from the source, and
     stand in it under another name."""
     pixels = set[bytes]()
-    for table, version in _tables(run) if run.spec.source.has_images else ():
+    for table, version in _tables(run):
         with contextlib.suppress(StoreError, OSError):  # `_trace_tables` says so
             if version is None and table.version is None:
                 continue
-            if IMAGE in table.schema(version).names:
+            if has_images(table.schema(version)):
                 for batch in table.scan(["document_id", IMAGE], version=version):
                     images = batch.filter(rows_of(batch, ids))[IMAGE].drop_null().to_pylist()
                     pixels.update(map(bytes.fromhex, images))
@@ -236,18 +238,15 @@ def _half_forgotten(run: Run) -> set[bytes]:
     forgotten = read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
     if not forgotten:
         return set()
-    columns = [DOCUMENT_DIGEST, *_contents(run)]
-    batches = (
-        batch
-        for name in run.spec.partition_names
-        for batch in run.folder.documents.read(name, columns)
-    )
-    return {
-        content
-        for batch in batches
-        for content in contents_of(run.spec.source, batch, batch[DOCUMENT_DIGEST].to_pylist())
-        if forgotten.has("content", content)
-    }
+    contents, documents = set[bytes](), run.folder.documents
+    for name in run.spec.partition_names:
+        embedded = _contents(documents.schema(name))
+        if run.spec.source.id is not None and IMAGE not in embedded:
+            continue
+        for batch in documents.read(name, [DOCUMENT_DIGEST, *embedded]):
+            digests = batch[DOCUMENT_DIGEST].to_pylist()
+            contents.update(contents_of(IMAGE in embedded, batch, digests))
+    return {content for content in contents if forgotten.has("content", content)}
 
 
 def _tables(run: Run) -> Iterator[tuple[Table, int | None]]:
@@ -292,8 +291,7 @@ def _trace_table(
     run: Run, traces: Traces, table: Table, names: Collection[str], version: int | None
 ) -> Iterator[int]:
     """How many rows of the documents each batch has."""
-    there = set(table.schema(version).names)  # an earlier release may be of another source
-    columns = [*CHUNK, *(name for name in _contents(run) if name in there)]
+    columns = [*CHUNK, *_contents(table.schema(version))]
     for name in names:
         for batch in table.scan(columns, name, version):
             rows = batch.filter(rows_of(batch, traces.ids))
@@ -309,7 +307,7 @@ def _add_texts(run: Run, traces: Traces, rows: pa.RecordBatch) -> None:
         query = known_item(text, text.partition("\n")[0] if has_title else None)
         if start == 0 and query is not None:
             traces.queries.add(query)
-    if run.spec.source.has_images and IMAGE in rows.schema.names:
+    if IMAGE in rows.schema.names:
         traces.texts.update(image for image in rows[IMAGE].to_pylist() if image)
 
 
@@ -318,14 +316,15 @@ def _find_shared(run: Run, traces: Traces) -> None:
     texts = pa.array(sorted(traces.texts), pa.string())
     for shards in (run.folder.documents, run.folder.chunks):
         for name in run.spec.partition_names:
-            columns = ["document_id", *_contents(run)]
-            for batch in shards.read(name, columns) if len(texts) else ():
+            embedded = _contents(shards.schema(name))
+            for batch in shards.read(name, ["document_id", *embedded]) if len(texts) else ():
                 others = batch.filter(pc.invert(rows_of(batch, traces.ids)))
-                for column in _contents(run):
+                for column in embedded:
                     same = others[column].filter(pc.is_in(others[column], texts))
                     traces.shared |= set(same.to_pylist())
 
 
-def _contents(run: Run) -> list[str]:
-    """The columns whose values say what was embedded."""
-    return [TEXT, IMAGE] if run.spec.source.has_images else [TEXT]
+def _contents(schema: pa.Schema | None) -> list[str]:
+    """The columns of shards or of a table whose values say what was embedded; what is there may be
+    of another source than the pipeline's file names now."""
+    return [TEXT, IMAGE] if schema is not None and has_images(schema) else [TEXT]

@@ -188,7 +188,7 @@ class _Taker:
         for partition in release.spec.partition_names if self.description.has_shards else ():
             for batch in self.there.documents.read(partition, columns):
                 is_by_content = True
-                contents = contents_of(source, batch, batch[DOCUMENT_DIGEST].to_pylist())
+                contents = contents_of(source.has_images, batch, batch[DOCUMENT_DIGEST].to_pylist())
                 rows = row_values(batch, "document_id", "source_file")
                 for (name, file), content in zip(rows, contents, strict=True):
                     is_content = source.id is None and here.has("content", content)

@@ -46,7 +46,6 @@ from embedding_pipelines.sources.base import (
     Input,
     ReadLog,
     Rejection,
-    Source,
     SourceFile,
     Stamp,
     fetched,
@@ -347,10 +346,10 @@ def document_digests(rows: pa.RecordBatch) -> list[bytes]:
     return [document_digest(text, values) for text, values in pairs]
 
 
-def contents_of(source: Source, rows: pa.RecordBatch, digests: Sequence[bytes]) -> list[bytes]:
+def contents_of(has_images: bool, rows: pa.RecordBatch, digests: Sequence[bytes]) -> list[bytes]:
     """What tells documents that have no id of their own, wherever they stand: of an image its
     pixels, of all else its digest."""
-    if not source.has_images:
+    if not has_images:
         return list(digests)
     pairs = zip(rows[IMAGE].to_pylist(), digests, strict=True)
     return [bytes.fromhex(image) if image else digest for image, digest in pairs]
@@ -647,7 +646,7 @@ def _without_forgotten(
     if run.spec.source.id is not None or is_log:
         gone = [forgotten.has("id", name) for name in rows["document_id"].to_pylist()]
     if run.spec.source.id is None:
-        contents = contents_of(run.spec.source, rows, document_digests(rows))
+        contents = contents_of(run.spec.source.has_images, rows, document_digests(rows))
         pairs = zip(gone, contents, strict=True)
         gone = [is_gone or forgotten.has("content", content) for is_gone, content in pairs]
     return rows.filter(pc.invert(pa.array(gone, pa.bool_())))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.errors import counted
 from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import has_images
 from embedding_pipelines.storage.warehouse import read_table, write_table
 
 # On 200 photographs: 99% of copies of half the width, 97% of thumbnails and all of JPEG's quality 30
@@ -70,10 +71,12 @@ class Groups:
 def write_duplicates(run: Run) -> Groups:
     """Find the groups among all documents and put them on record."""
     columns = ["document_id", "uri", "image", "perceptual"]
+    shards = run.folder.documents
     tables = [
         table
         for name in run.spec.partition_names
-        if (table := run.folder.documents.read_columns(name, columns)) is not None
+        if (schema := shards.schema(name)) is not None and has_images(schema)
+        if (table := shards.read_columns(name, columns)) is not None
     ]
     rows = pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
     rows = rows.filter(rows["image"].is_valid()).sort_by("document_id")

@@ -58,7 +58,7 @@ class OutputState:
     """What was last delivered, and where."""
 
     place: str  # absolute
-    release: int
+    release: int  # 0: its first delivery to this place has not ended yet
     inputs: str  # digest of all that it was made from
     tag: str  # ETag of the index
     sizes: dict[str, int]  # of the files that the index names, by name
@@ -138,6 +138,8 @@ def write_output(run: Run) -> StepReport:
     try:
         output = open_output(place, run.warehouse.home)
         index = output.index(run.spec.name)
+        if before is None or before.place != place:
+            before = _begin(run, place, before)
         is_at_hand = _is_at_hand(run, live)
         if is_at_hand:
             current, written = _deliver(run, output, index, live)
@@ -165,19 +167,25 @@ def write_output(run: Run) -> StepReport:
         "written": written,
         "removed": removed,
     }
-    former = {*before.former, before.place} if before else set()
-    if before and before.place != place:
-        run.progress.note(
-            f"The output is in {place} now. What is in {before.place} stays as it is: delete it if "
-            "nobody reads it."
-        )
     entries = [*current.files.values(), *(index.previous.files.values() if index.previous else ())]
     sizes = {file.name: file.size_bytes for file in entries}
-    state = OutputState(
-        place, current.release, inputs, tag, sizes, statistics, sorted(former - {place})
-    )
+    state = OutputState(place, current.release, inputs, tag, sizes, statistics, before.former)
     write_json(run.folder.output, asdict(state))
     return StepReport(OutputStep.name, True, statistics)
+
+
+def _begin(run: Run, place: str, before: OutputState | None) -> OutputState:
+    """Put on record that rows are about to be in a place, so that `forget` and `delete` find those of
+    a first delivery that is killed."""
+    former = {*before.former, before.place} - {place} if before else set[str]()
+    if before:
+        run.progress.note(
+            f"The output is in {place} from now on. What is in {before.place} stays as it is: delete "
+            "it if nobody reads it."
+        )
+    state = OutputState(place, 0, "", "", {}, {"rows": 0}, sorted(former))
+    write_json(run.folder.output, asdict(state))
+    return state
 
 
 def _is_at_hand(run: Run, live: Release) -> bool:
@@ -423,6 +431,7 @@ def forget_rows(run: Run, ids: Collection[str], before: int | None, after: int |
         output = open_output(place, run.warehouse.home)
         index = output.index(run.spec.name)
         if index is None:
+            output.delete_unnamed(None)  # of a first delivery that was killed
             continue
         files = dict(index.current.files)
         for partition in own & files.keys():
@@ -449,8 +458,8 @@ def delete_outputs(warehouse: Warehouse, name: str) -> None:
     for place in places_of(warehouse.pipeline(name)):
         output = open_output(place, warehouse.home)
         with contextlib.suppress(ConfigError):
-            if output.index(name) is not None:
-                output.delete()
+            output.index(name)  # raises if it is another pipeline's
+            output.delete()
 
 
 def _without(

@@ -659,3 +659,24 @@ def test_a_forget_that_dies_between_two_documents_of_equal_content_ends_right(
     assert kept(home) != []
     assert forget_it(home, "data/a.csv:2").left == []
     assert kept(home) == []
+
+
+def test_what_stands_there_of_another_kind_of_source_is_forgotten_as_what_it_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline file has changed since the last run, to images or from them."""
+    monkeypatch.setattr(Clip, "model_class", Seeing)
+    texts = PIPELINE.replace("{provider: hashing}", "{provider: clip, model: seeing}")
+    release(home, [("ada", SECRET, "c"), ("b", "another text", "c")], texts)
+    for seed in range(2):
+        write(home / "photos" / f"{seed}.png", encoded(drawing(seed)))
+    write_pipeline(home, "p", IMAGES)
+    assert forget_it(home, "ada").left == []
+    assert kept(home) == []
+    run_steps(home, "p")
+    write_pipeline(home, "p", texts)
+    assert forget_it(home, "0.png").erased["cached_vectors"] == 1
+    (home / "photos" / "0.png").rename(home / "photos" / "again.png")
+    write_pipeline(home, "p", IMAGES)
+    run_steps(home, "p")
+    assert live_rows(home, "p").keys() == {"1.png#0"}

@@ -247,6 +247,30 @@ def test_after_a_failed_delivery_forget_says_whose_rows_are_there(
     assert delivered(built / "results")["id-4"]["text"].startswith("later")
 
 
+@pytest.mark.parametrize("command", ["forget", "delete"])
+def test_files_of_a_first_delivery_that_died_are_reached(
+    home: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """No index names them, and no delivery is on record."""
+    write_pipeline(home, "p", OUTPUT)
+    write_csv(home, "a.csv", rows(30))
+    monkeypatch.setattr(Output, "write_index", Mock(side_effect=BucketError("It is full.")))
+    with pytest.raises(BucketError, match="Release 1 is live"):
+        run_steps(home, "p")
+    monkeypatch.undo()
+    assert files_in(home / "results")
+    with run_of(home, "p") as run:
+        assert pipeline_status(run.spec, run.warehouse)["output"].startswith("nothing is deliv")
+        if command == "forget":
+            forget(run, ["id-3"], [])
+        else:
+            delete_pipeline(home, "p")
+    assert files_in(home / "results") == set()
+    if command == "forget":
+        run_steps(home, "p")
+        assert len(delivered(home / "results")) == 29
+
+
 def test_a_deleted_pipeline_takes_along_what_it_delivered(built: Path) -> None:
     (built / "results" / "NOTES.txt").write_text("of somebody else")
     deletion = delete_pipeline(built, "p")
