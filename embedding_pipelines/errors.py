@@ -7,7 +7,8 @@ line, API and Dagster print it without a traceback. It never holds a secret.
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 
 def nearest_name(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
@@ -121,6 +122,18 @@ class TooLarge(ProviderError):
 
 class BudgetError(EmbeddingPipelinesError):
     """The run has used up its budget; the next run goes on from there."""
+
+
+class EngineError(EmbeddingPipelinesError):
+    """The workers of a cluster cannot be had, or are lost."""
+
+
+class QuarantineError(EngineError):
+    """Shards that ended the workers that had them; all others are done."""
+
+    def __init__(self, text: str, shards: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(text)
+        self.shards = shards  # and how each ended its workers
 
 
 class SpaceMismatchError(EmbeddingPipelinesError):

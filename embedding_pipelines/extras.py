@@ -20,6 +20,7 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "local": "A model on this machine, or a file of tensors,",
     "openai": "The provider openai",
     "pdf": "The source pdf",
+    "ray": "The engine ray",
     "report": "A report",
     "serving": "The server",
     "telemetry": "Sending traces",

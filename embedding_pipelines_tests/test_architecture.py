@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.plugins import Choice, choices
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.sources.base import Source
@@ -22,7 +23,7 @@ from embedding_pipelines.stores.base import Store
 PACKAGE = Path(__file__).parent.parent / "embedding_pipelines"
 
 PICTURE = PACKAGE.with_name("ARCHITECTURE.md").read_text(encoding="utf-8")
-STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "metrics"}
+STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "metrics", "engines"}
 
 
 def _groups() -> tuple[frozenset[str], ...]:
@@ -46,6 +47,7 @@ PLUGINS: dict[str, type[Choice]] = {
     "providers": ProviderOptions,
     "compression": Compressor,
     "stores": Store,
+    "engines": Engine,
 }
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

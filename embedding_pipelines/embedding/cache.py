@@ -90,6 +90,13 @@ class EmbeddingCache:
                             hits[key] = np.frombuffer(value, np.float32)
         return hits
 
+    def get_or_claim(
+        self, keys: Sequence[bytes], dimensions: int
+    ) -> tuple[dict[bytes, Vectors], set[bytes]]:
+        """As `get_many`, and those of the misses that another worker is embedding, which will be
+        hits; all other misses are the caller's to embed. Here nobody else is."""
+        return self.get_many(keys, dimensions), set()
+
     def put_many(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         """File vectors float32[len(keys), d] in one transaction; after it returns a kill loses
         nothing. Raises StoreError if the cache is read-only."""

@@ -30,6 +30,7 @@ from embedding_pipelines.embedding.batch import Batch, BatchRequest, EmbeddedBat
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache, content_keys
 from embedding_pipelines.embedding.images import ImageLoader
+from embedding_pipelines.embedding.limiter import Limiter
 from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.embedding.request import ATTEMPTS, POLICY, Sender, WrongVector
 from embedding_pipelines.embedding.sanity import probe, send_verified
@@ -50,6 +51,7 @@ BATCHES_AHEAD = 3
 BATCH_TEXTS = 4_096  # that `embed_all` looks up at once
 # For requests that are out when something fails or the user stops; one to a local model takes 3.
 PATIENCE_SECONDS = 10.0
+LOOK_SECONDS = 0.2  # between two looks at what other workers are embedding
 
 
 def embed(
@@ -63,12 +65,13 @@ def embed(
     *,
     limits: Limits | None = None,
     loader: ImageLoader | None = None,
+    limiter: Limiter | None = None,
 ) -> Iterator[EmbeddedBatch]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`; with
     `loader`, those of images have `image` and `uri`, and a row with an image is embedded as that.
 
     `advance` is given the tokens of texts that are done, and 1 for each image. `limits` are the
-    model's by default.
+    model's by default, `limiter` as `Sender`'s.
 
     The vectors of each reply are committed to the cache when it has come, also of requests that are
     out when something fails, within PATIENCE_SECONDS. A process that is killed loses what is out:
@@ -78,7 +81,7 @@ def embed(
     """
     source = iter(batches)
     stream = _Stream(
-        model, cache, input_type, budget or BudgetTracker(), limits or model.limits, loader
+        model, cache, input_type, budget or BudgetTracker(), limits or model.limits, loader, limiter
     )
     with cache, stream.closing(unfinished or Usage()):
         rows: pa.RecordBatch | None = None
@@ -154,6 +157,7 @@ class _Stream:
         budget: BudgetTracker,
         limits: Limits,
         loader: ImageLoader | None,
+        limiter: Limiter | None,
     ) -> None:
         self._loader = loader
         self.batches: deque[Batch] = deque()
@@ -166,7 +170,8 @@ class _Stream:
         # When the provider last gave a right vector, and until when its time is counted, by the
         # clock `time.perf_counter`.
         self._right_at = self._counted_until = 0.0
-        self._sender, self._workers = Sender(model), Workers(limits.concurrent_requests)
+        self._sender = Sender(model, limiter)
+        self._workers = Workers(limits.concurrent_requests)
 
     @property
     def has_room(self) -> bool:
@@ -184,10 +189,12 @@ class _Stream:
         names = [TEXT, IMAGE] if self._loader else [TEXT]
         batch = Batch(rows, content_keys(space.id, self._input_type, rows.select(names)))
         unique, usage = set(batch.keys), batch.usage
-        batch.vectors = self._cache.get_many(list(unique - self._requested), space.dimensions)
+        batch.vectors, elsewhere = self._cache.get_or_claim(
+            list(unique - self._requested), space.dimensions
+        )
         batch.rejected = {key: self._rejected[key] for key in unique & self._rejected.keys()}
         batch.pending = unique - batch.vectors.keys() - batch.rejected.keys()
-        misses = batch.pending - self._requested
+        misses = batch.pending - self._requested - elsewhere
         usage.texts, usage.rejected = len(unique), len(batch.rejected)
         usage.cache_hits = len(unique) - len(misses) - len(batch.rejected)
         self.batches.append(batch)
@@ -203,11 +210,30 @@ class _Stream:
 
     def finish_requests(self) -> int:
         """Wait until a request has ended, and finish each that has; what got vectors, as `advance`
-        counts it."""
+        counts it. If none is out, others are embedding what is pending: look whether they have."""
+        if not self._out:
+            self._look_again()
+            return 0
         ended, _ = wait(self._out, return_when=FIRST_COMPLETED)
         tokens = sum(self._finish(future) for future in list(self._out) if future in ended)
         self._submit()
         return tokens
+
+    def _look_again(self) -> None:
+        """Take the vectors that other workers have filed since, and request what they gave up."""
+        time.sleep(LOOK_SECONDS)
+        batch = self.batches[0]
+        keys = list(batch.pending)
+        hits, elsewhere = self._cache.get_or_claim(keys, self._space.dimensions)
+        for other in self.batches:
+            for key in other.pending & hits.keys():
+                other.pending.remove(key)
+                other.vectors[key] = hits[key]
+        misses = batch.pending - elsewhere
+        batch.usage.cache_hits -= len(misses)
+        self._queue.extend(self._requests(batch, misses))
+        self._requested |= misses
+        self._submit()
 
     @contextlib.contextmanager
     def closing(self, unfinished: Usage) -> Iterator[None]:

@@ -138,17 +138,32 @@ class Limiter:
 
         Raises Cancelled when `stop` is set.
         """
-        started, token_seconds = time.monotonic(), tokens / self._tokens if self._tokens else 0.0
+        started = time.monotonic()
         while True:
-            with self._state() as state:
-                at = state.reserve(state.seen_at, self._pace, token_seconds)
-                seconds, lowered_at = at - state.seen_at, state.lowered_at
+            seconds, lowered_at = self.reserve(tokens)
             if stop.wait(max(0.0, seconds)):
                 raise Cancelled
-            with self._state() as state:  # a refusal of another request while this one waited
-                if state.paused_until <= state.seen_at and state.lowered_at == lowered_at:
-                    return time.monotonic() - started
-                state.tokens_at -= token_seconds  # its slot is past: it gets another one
+            if self.confirm(tokens, lowered_at):
+                return time.monotonic() - started
+
+    def reserve(self, tokens: int) -> tuple[float, float]:
+        """A slot for a request of so many tokens: the seconds until it comes, and what `confirm`
+        is given then."""
+        with self._state() as state:
+            at = state.reserve(state.seen_at, self._pace, self._token_seconds(tokens))
+            return at - state.seen_at, state.lowered_at
+
+    def confirm(self, tokens: int, lowered_at: float) -> bool:
+        """Whether a slot that has come may be used; not after a refusal of another request while
+        this one waited."""
+        with self._state() as state:
+            if state.paused_until <= state.seen_at and state.lowered_at == lowered_at:
+                return True
+            state.tokens_at -= self._token_seconds(tokens)  # its slot is past: it gets another one
+            return False
+
+    def _token_seconds(self, tokens: int) -> float:
+        return tokens / self._tokens if self._tokens else 0.0
 
     def record_success(self) -> None:
         with self._state() as state:

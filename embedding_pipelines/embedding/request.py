@@ -23,7 +23,7 @@ from embedding_pipelines.errors import (
 )
 from embedding_pipelines.once import once
 from embedding_pipelines.preprocessing.tokens import has_content
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, RateLimit, Response
 from embedding_pipelines.telemetry import current, span
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ class Sender:
     """The way to one open model: requests from any number of threads keep one rate limit, and can
     be cancelled together."""
 
-    def __init__(self, model: EmbeddingModel) -> None:
-        self.model = model
+    def __init__(self, model: EmbeddingModel, limiter: Limiter | None = None) -> None:
+        """`limiter` is one for the processes of this user by default."""
+        self.model, self._given_limiter = model, limiter
         self._cancelled = threading.Event()
         self._context = current()  # of whoever sends: requests go out in threads of their own
 
@@ -113,11 +114,9 @@ class Sender:
 
     @once
     def _limiter(self) -> Limiter:
-        """Its file is one for all processes of this user that use the same key of the service."""
         rate = self.model.rate_limit
         assert rate is not None
-        path = user_state_path("embedding-pipelines") / "pace" / f"{rate.key}.json"
-        return Limiter(path, rate.requests_per_minute, rate.tokens_per_minute)
+        return self._given_limiter or limiter_of(rate)
 
     def _call_when_allowed(self, request: Request) -> Response:
         """Call until the service is not busy."""
@@ -194,6 +193,12 @@ class Sender:
         if self._cancelled.wait(seconds):
             raise Cancelled
         request.usage.wait_seconds += seconds
+
+
+def limiter_of(rate: RateLimit) -> Limiter:
+    """Its file is one for all processes of this user that use the same key of the service."""
+    path = user_state_path("embedding-pipelines") / "pace" / f"{rate.key}.json"
+    return Limiter(path, rate.requests_per_minute, rate.tokens_per_minute)
 
 
 def retrying(

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -50,7 +51,8 @@ class Engine:
     """One model, for any number of threads.
 
     `prompts` by input type ("document", "query") replace the model's own; `defaults` apply if it
-    has none. `device` is "auto", "cpu", "mps", "cuda" or one of several, "cuda:1".
+    has none. `device` is "auto", "cpu", "mps", "cuda" or one of several, "cuda:1". `computation`
+    is what precision `auto` has to compute in; by default what suits the machine.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Engine:
         prompts: Mapping[str, str] | None = None,
         defaults: Mapping[str, str] | None = None,
         device: str = "auto",
+        computation: str | None = None,
     ) -> None:
         self.folder, self.precision, self.device = folder, precision, device
+        self._computation: Any = computation if precision == "auto" and computation else precision
         self.samples = read_samples(calibration) if calibration else []
         self._cache, own = describe(folder)
         if prompts is None:
@@ -120,15 +124,15 @@ class Engine:
         """The model on its device. Raises ProviderError if that cannot compute in `precision`."""
         device = self._accelerator
         if device is not None:
-            return _torch.Torch(self.folder, device, self.precision)
+            return _torch.Torch(self.folder, device, self._computation)
         conversion = convert(self.folder, self._cache)
         if self.precision == "int8":
             return _openvino.OpenVino(self._quantize(conversion), "int8")
         if conversion.problem:
             words = "%s: torch runs this model, OpenVINO cannot: %s"
             log.warning(words, self.folder.name, conversion.problem)
-            return _torch.Torch(self.folder, "cpu", self.precision)
-        return _openvino.OpenVino(conversion.graph, self.precision)
+            return _torch.Torch(self.folder, "cpu", self._computation)
+        return _openvino.OpenVino(conversion.graph, self._computation)
 
     def _quantize(self, conversion: Conversion) -> Path:
         """The graph in int8, in the cache beside the other."""

@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class OpenVino(Backend):
     def __init__(
         self,
         graph: Path,
-        precision: Precision,
+        precision: Precision | Literal["float16"],
         first: Rows = ONE_TOKEN,
         batch_size: int = BATCH_TOKENS,
         pads: bool = True,
@@ -73,6 +73,11 @@ class OpenVino(Backend):
             raise ProviderError(
                 "This processor does not compute in bfloat16. Set precision to 'auto', which takes "
                 "bfloat16 where the processor has it and float32 elsewhere, or to 'float32'."
+            )
+        if precision == "float16":
+            raise ProviderError(
+                "This processor does not compute in float16, as the machine does that began. Take "
+                "machines of one kind, or set precision to 'float32'."
             )
         if precision == "auto":
             precision = "bfloat16" if has_bfloat16 else "float32"

@@ -183,6 +183,9 @@ class EmbeddingModel(ABC):
     resources: ClassVar[tuple[str, ...]] = ()  # the `once` properties that `close` frees
     rate_limit: RateLimit | None = None  # None: requests have no limit, and none is repeated
     batch_service: BatchService | None = None
+    # What it has to compute in where its options leave that to the machine; set before first use,
+    # so that all machines of a cluster compute alike. It is no part of the space.
+    fixed_precision: str | None = None
 
     def __init__(
         self,
@@ -220,6 +223,11 @@ class EmbeddingModel(ABC):
     @property
     def computed_by(self) -> str:
         """Library, device and precision of the last vectors, for reports; empty for a service."""
+        return ""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in on this machine, e.g. "bfloat16"; empty if nobody can say."""
         return ""
 
     @abstractmethod

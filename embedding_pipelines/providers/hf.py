@@ -73,8 +73,11 @@ class HfModel(EmbeddingModel):
 
     @property
     def computed_by(self) -> str:
-        backend = self._engine.backend
-        return f"{backend.name}, {backend.precision}"
+        return f"{self._engine.backend.name}, {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        return self._engine.backend.precision
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         return Response(self._engine.embed(inputs, input_type))
@@ -109,6 +112,7 @@ class HfModel(EmbeddingModel):
             None if prompts is None else {str(name): text for name, text in prompts.items()},
             prompts_of(options.model),
             options.device,
+            self.fixed_precision,
         )
 
 

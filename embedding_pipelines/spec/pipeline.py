@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.plugins import choice_type, choices
 from embedding_pipelines.preprocessing.base import Preprocessing
 from embedding_pipelines.providers.aliases import parse_model
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
     AnyProvider = ProviderOptions
     AnyCompressor = Compressor
     AnyStore = Store
+    AnyEngine = Engine
 else:
     AnySource = choice_type("sources", Source)
     AnyProvider = choice_type("providers", ProviderOptions)
     AnyCompressor = choice_type("compression", Compressor)
     AnyStore = choice_type("stores", Store)
+    AnyEngine = choice_type("engines", Engine)
 
 MAX_PARTITIONS = 256  # Dagster records about 32 ms of events per partition: 8 s for all
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group, job and asset key, and a folder
@@ -110,6 +113,9 @@ class PipelineSpec(BaseModel):
     optimized: Optimized | None = None  # how `optimize` chose the compression
     store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field(
         {"kind": "lancedb"}, validate_default=True
+    )
+    engine: Annotated[AnyEngine, BeforeValidator(_of_kind)] = Field(
+        {"kind": "inline"}, validate_default=True
     )
     output: str | None = None  # a folder, or a prefix of a bucket: where each release is delivered
     search: Search = Search()

@@ -7,27 +7,41 @@ sends nothing else.
 """
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding_pipelines import __version__
 from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.embedding.batch import EmbeddedBatch
 from embedding_pipelines.embedding.batch_jobs import BatchJobs, BatchPending
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import content_keys
+from embedding_pipelines.embedding.cluster import (
+    Hub,
+    SharedBudget,
+    SharedCache,
+    SharedLimiter,
+    check_probes,
+    probe_vectors,
+)
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.images import ImageLoader
+from embedding_pipelines.embedding.limiter import Limiter
 from embedding_pipelines.embedding.lookup import look_up
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.engines.base import Advance, Kit, Shared, ShardWork, Worker
+from embedding_pipelines.errors import ConfigError, EngineError, QuarantineError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.quality.queries import query_texts
 from embedding_pipelines.remote import writing
@@ -35,8 +49,14 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Option, Options, Reports, Step
-from embedding_pipelines.storage.warehouse import Manifest, Shards, ShardWriters, replace_rows
-from embedding_pipelines.vectors import to_column, to_matrix
+from embedding_pipelines.storage.warehouse import (
+    Manifest,
+    Shards,
+    ShardWriters,
+    Warehouse,
+    replace_rows,
+)
+from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 RETRY = "retry_rejected"  # the step's option
 
@@ -96,7 +116,7 @@ class EmbeddingsStep(Step):
             yield from _retry(self, run, partitions)
             return
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
-        chunks, stale, unfinished, done = run.folder.chunks, list[str](), Usage(), 0
+        chunks, stale, done = run.folder.chunks, list[str](), 0
         total = sum(map(_amount, chunks.manifests(partitions)))
         unit = _unit(run)
 
@@ -118,40 +138,20 @@ class EmbeddingsStep(Step):
         awaits_jobs = is_whole and run.folder.batch_jobs.exists()
         if run.spec.model.uses_batch_jobs and (stale or awaits_jobs):
             collected = _through_batch_jobs(run, stale, is_whole)
-        columns = _columns(run)
-        batches = (batch for name in stale for batch in chunks.read(name, columns))
-        loading = contextlib.ExitStack()
-        loader = loading.enter_context(run.image_loader()) if stale else None
-        stream = embed(
-            *(batches, run.model, run.cache, "document", advance, budget, unfinished), loader=loader
-        )
+        if not stale:
+            return
+        reports = run.spec.engine.map_shards(_Embedding(run, budget, advance), stale)
         try:
-            with (
-                loading,
-                ShardWriters(run.folder.embeddings) as writers,
-                closing(stream) as embedded,  # type: ignore[type-var]
-            ):
-                last: _Writing | None = None
-                try:
-                    for partition in stale:
-                        writing = _Writing(run, partition, writers, collected)
-                        collected = 0  # reported once
-                        writing.fill(embedded)
-                        if last is not None:
-                            yield last.report()
-                        last = writing
-                except Exception:
-                    if last is not None:  # all of its rows have come
-                        yield last.report()
-                    raise
-                if last is not None:
-                    yield last.report()
+            with closing(reports):  # type: ignore[type-var]
+                for report in reports:
+                    _settle(run, report.partition)
+                    yield _with_collected(report, collected, run.spec.model)
+                    collected = 0  # reported once
+        except QuarantineError as error:
+            write_json(run.folder.quarantine, {"partitions": dict(error.shards)})
+            raise
         finally:
-            run.add_usage(unfinished, run.spec.model.price)
-            if damaged := len(run.cache.damaged):
-                run.progress.note(
-                    f"{damaged:,} damaged vectors of the cache {run.cache.path} are embedded anew."
-                )
+            delete(run.folder.cluster)
 
 
 def _columns(run: Run) -> list[str]:
@@ -265,8 +265,9 @@ def _retry(step: EmbeddingsStep, run: Run, partitions: Sequence[str]) -> Reports
             ShardWriters(run.folder.embeddings) as writers,
             closing(_filled_up(run, partition, budget, loader)) as embedded,  # type: ignore[type-var]
         ):
-            writing = _Writing(run, partition, writers, 0)
+            writing = _Writing(run, partition, writers, _Books(run))
             writing.fill(embedded)
+            _settle(run, partition)
             yield writing.report()
 
 
@@ -327,12 +328,205 @@ def _to_embed_anew(run: Run) -> list[str]:
     return list((read_json(run.folder.embed_anew) or {"partitions": []})["partitions"])
 
 
-class _Writing:
-    """A partition that is being written. `collected` tokens were billed before, in batch jobs, for
-    texts that are in the cache now."""
+def _settle(run: Run, partition: str) -> None:
+    """A partition is embedded: it need not be any more, and is in no quarantine."""
+    for path in (run.folder.embed_anew, run.folder.quarantine):
+        entries = (read_json(path) or {"partitions": []})["partitions"]
+        if partition not in entries:
+            continue
+        if isinstance(entries, dict):
+            del entries[partition]
+        else:
+            entries.remove(partition)
+        if entries:
+            write_json(path, {"partitions": entries})
+        else:
+            delete(path)
 
-    def __init__(self, run: Run, partition: str, writers: ShardWriters, collected: int) -> None:
-        self._run, self._partition, self._collected = run, partition, collected
+
+def _with_collected(report: StepReport, collected: int, options: ProviderOptions) -> StepReport:
+    """The report with the tokens that were billed before, in batch jobs, for texts that are in the
+    cache now."""
+    if not collected:
+        return report
+    statistics = dict(report.statistics)
+    statistics["billed_tokens"] += collected
+    if "usd" in statistics:
+        usd = statistics["usd"] + collected * (options.batch_price or 0) / 1e6
+        statistics["usd"] = round(usd, 6)
+    return replace(report, statistics=statistics)
+
+
+class _Books:
+    """What is kept of all partitions beside their shards. One process at a time may write it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def add_usage(self, usage: Usage) -> None:
+        self._run.add_usage(usage, self._run.spec.model.price)
+
+    def keep_rejected(self, partition: str, rejected: Sequence[pa.RecordBatch]) -> None:
+        others = pc.field("partition") != partition
+        replace_rows(self._run.folder.rejected_texts, REJECTED_TEXTS, others, rejected)
+
+
+class _SharedBooks(_Books):
+    """The hub's, in a worker."""
+
+    def __init__(self, hub: Shared) -> None:
+        self._hub = hub
+
+    def add_usage(self, usage: Usage) -> None:
+        self._hub.call("add_usage", usage)
+
+    def keep_rejected(self, partition: str, rejected: Sequence[pa.RecordBatch]) -> None:
+        self._hub.call("keep_rejected", partition, rejected)
+
+
+class _Hub(Hub):
+    """What the workers of a cluster share, with the pipeline's books."""
+
+    def __init__(self, run: Run) -> None:
+        spec, warehouse = run.spec, run.warehouse
+        super().__init__(warehouse.cache, spec.budget, spec.model, warehouse.is_copy)
+        self._books = _Books(run)
+
+    def add_usage(self, worker: str, usage: Usage) -> None:
+        self.recorded.add(usage)
+        self._books.add_usage(usage)
+
+    def keep_rejected(self, worker: str, partition: str, rejected: list[pa.RecordBatch]) -> None:
+        self._books.keep_rejected(partition, rejected)
+
+    def close(self) -> None:
+        self._books.add_usage(self.unrecorded())
+        super().close()
+
+
+class _Embedding(ShardWork):
+    """The step's work, as an engine is given it."""
+
+    def __init__(self, run: Run, budget: BudgetTracker, advance: Advance) -> None:
+        self._run, self._budget, self._advance = run, budget, advance
+
+    def here(self) -> "_Embedder":
+        return _Embedder(self._run, _Books(self._run), self._budget)
+
+    def kit(self) -> "_Kit":
+        run, model = self._run, self._run.model
+        token = uuid.uuid4().hex
+        write_json(run.folder.cluster, {"run": token})
+        vectors = probe_vectors(model, "document", self._budget, None)
+        _Books(run).add_usage(
+            Usage(embedded_tokens=self._budget.counted, billed_tokens=self._budget.billed)
+        )
+        space, precision = model.space.id, model.precision
+        return _Kit(run.spec, run.warehouse.home, token, __version__, space, precision, vectors)
+
+    def advance(self, amount: int) -> None:
+        self._advance(amount)
+
+    def note(self, text: str) -> None:
+        self._run.progress.note(text)
+
+
+@dataclass(frozen=True)
+class _Kit(Kit):
+    """What a worker has to have in common with the process that started the run."""
+
+    spec: PipelineSpec
+    home: Path
+    token: str  # which stands in the pipeline's folder
+    version: str
+    space: str
+    precision: str  # that everybody computes in; empty: nobody can say
+    vectors: Vectors | None  # float32[n, d] of known texts
+
+    def open_shared(self) -> _Hub:
+        return _Hub(Run(self.spec, Warehouse(self.home)))
+
+    def open(self, shared: Shared) -> "_Embedder":
+        """Raises EngineError for a machine that has another version, folder, model or precision."""
+        if __version__ != self.version:
+            raise EngineError(
+                f"it has version {__version__} of embedding-pipelines, and the run {self.version}"
+            )
+        run = Run(self.spec, Warehouse(self.home))
+        if read_json(run.folder.cluster) != {"run": self.token}:
+            raise EngineError(
+                f"its {run.folder.folder} is not that of the machine that started the run: mount the "
+                "same folder at the same place everywhere"
+            )
+        model = run.model
+        model.fixed_precision = self.precision or None
+        if model.space.id != self.space:
+            raise EngineError(f"its model is another one: {model.space}")
+        limiter = SharedLimiter(shared, model.rate_limit) if model.rate_limit else None
+        budget = SharedBudget(shared, self.spec.budget, self.spec.model.price)
+        vectors = probe_vectors(model, "document", budget, limiter)
+        if model.precision != self.precision:
+            raise EngineError(f"it computes in {model.precision}, and the run in {self.precision}")
+        check_probes(vectors, self.vectors, self.precision)
+        run.cache = SharedCache(shared)
+        return _Embedder(run, _SharedBooks(shared), budget, limiter)
+
+
+class _Embedder(Worker):
+    """Embeds partitions. While one is written, the next ones are being embedded, and read."""
+
+    def __init__(
+        self, run: Run, books: _Books, budget: BudgetTracker, limiter: Limiter | None = None
+    ) -> None:
+        self._run, self._books, self._budget, self._limiter = run, books, budget, limiter
+
+    def work(self, partitions: Sequence[str], advance: Advance) -> Iterator[StepReport]:
+        run, unfinished = self._run, Usage()
+        chunks, columns = run.folder.chunks, _columns(run)
+        batches = (batch for name in partitions for batch in chunks.read(name, columns))
+        loading = contextlib.ExitStack()
+        loader = loading.enter_context(run.image_loader()) if partitions else None
+        stream = embed(
+            *(batches, run.model, run.cache, "document", advance, self._budget, unfinished),
+            loader=loader,
+            limiter=self._limiter,
+        )
+        try:
+            with (
+                loading,
+                ShardWriters(run.folder.embeddings) as writers,
+                closing(stream) as embedded,  # type: ignore[type-var]
+            ):
+                last: _Writing | None = None
+                try:
+                    for partition in partitions:
+                        writing = _Writing(run, partition, writers, self._books)
+                        writing.fill(embedded)
+                        if last is not None:
+                            yield last.report()
+                        last = writing
+                except Exception:
+                    if last is not None:  # all of its rows have come
+                        yield last.report()
+                    raise
+                if last is not None:
+                    yield last.report()
+        finally:
+            self._books.add_usage(unfinished)
+            if damaged := len(run.cache.damaged):
+                run.progress.note(
+                    f"{damaged:,} damaged vectors of the cache {run.cache.path} are embedded anew."
+                )
+
+    def close(self) -> None:
+        self._run.close()
+
+
+class _Writing:
+    """A partition that is being written."""
+
+    def __init__(self, run: Run, partition: str, writers: ShardWriters, books: _Books) -> None:
+        self._run, self._partition, self._books = run, partition, books
         self._source = run.folder.chunks.required(partition)
         self._usage, self._statistics = Usage(), dict[str, Any]()
         self._before = run.folder.embeddings.manifest(partition)
@@ -345,14 +539,14 @@ class _Writing:
 
     def fill(self, embedded: Iterator[EmbeddedBatch]) -> None:
         """Take all rows of the partition, and what is on record of them beside the shard."""
-        run, usage, partition = self._run, self._usage, self._partition
+        usage, partition = self._usage, self._partition
         left, rejected = self._source.rows, list[pa.RecordBatch]()
         while left:
             part = next(embedded)
             left -= part.rows.num_rows
             usage.add(part.usage)
             # At once: it is paid for, whatever comes.
-            run.add_usage(part.usage, run.spec.model.price)
+            self._books.add_usage(part.usage)
             rejected.append(_rejected_rows(partition, part))
             nulls = np.isin(np.arange(part.rows.num_rows), list(part.rejected))
             columns = [part.rows["chunk_id"], to_column(part.vectors, nulls=nulls)]
@@ -360,23 +554,15 @@ class _Writing:
         usage.rejected = sum(batch.num_rows for batch in rejected)  # rows, not texts
         self._statistics.update(rejected=usage.rejected, **compute_rates(asdict(usage)))
         if usage.rejected or self._before is None or self._before.rejected:
-            others = pc.field("partition") != partition
-            replace_rows(run.folder.rejected_texts, REJECTED_TEXTS, others, rejected)
+            self._books.keep_rejected(partition, rejected)
         self._draft.add(None)
 
     def report(self) -> StepReport:
         """Once the shard is written."""
         run, model, usage = self._run, self._run.model, self._usage
         manifest = self._draft.manifest.result()
-        if self._partition in (left := _to_embed_anew(run)):
-            left.remove(self._partition)
-            if left:
-                write_json(run.folder.embed_anew, {"partitions": left})
-            else:
-                delete(run.folder.embed_anew)
-        price, batch_price = run.spec.model.price, run.spec.model.batch_price
-        usd = (usage.billed_tokens * (price or 0) + self._collected * (batch_price or 0)) / 1e6
-        usage.billed_tokens += self._collected
+        price = run.spec.model.price
+        usd = usage.billed_tokens * (price or 0) / 1e6
         statistics = _statistics(
             manifest, usage, usd if price else None, True, self._edited_tokens()
         )

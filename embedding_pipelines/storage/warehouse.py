@@ -300,6 +300,8 @@ class PipelineFolder:
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
         self.embed_anew = folder / "embeddings" / "re_embed.json"  # partitions still to be embedded
+        self.cluster = folder / "embeddings" / "cluster.json"  # by which workers know the folder
+        self.quarantine = folder / "embeddings" / "quarantine.json"  # partitions, and why
         self.model = folder / "model" / "trained.json"
         self.codecs = folder / "codec"
         self.codecs_in_force = self.codecs / "current.json"

@@ -1,0 +1,452 @@
+"""`ray`: workers of a Ray cluster, on this machine or on many.
+
+    driver ── names of shards ──▶ workers, each with the model open ──▶ shards, where they lie
+      │  ▲         reports ◀──────┘   │
+      │  └── what is done ── hub ◀────┘ cache, rate limit, budget: one process, beside the driver
+      └───── a beat each second ──▶
+
+Ray places processes, sees them die and carries the calls; what a death means is decided here. A
+worker is never restarted by Ray: the shard that it had goes back to the queue. A shard that has
+ended SHARD_DEATHS workers is put aside, and the others go on. A machine that is lost is not the
+shard's fault. Workers end by themselves when nobody has heard of the driver for SILENCE_SECONDS:
+whatever becomes of it, nothing goes on computing for nobody.
+"""
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from embedding_pipelines.engines.base import Engine, Kit, ShardWork
+from embedding_pipelines.errors import (
+    EmbeddingPipelinesError,
+    EngineError,
+    QuarantineError,
+    counted,
+    error_lines,
+)
+from embedding_pipelines.extras import need
+
+SHARD_DEATHS = 2  # workers that a shard may end
+MACHINE_DEATHS = 5  # machines that may be lost under one shard
+STARTS = 3  # workers in a row that may die before they are ready
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 30.0  # after which a worker takes the driver for dead
+PATIENCE_SECONDS = 15.0  # for requests that are out when a run ends early
+START_SECONDS = 600.0  # until `min_workers` are ready: machines may have to be started first
+TELL_SECONDS = 60.0  # between two notes that workers are waited for
+LONGEST_REASON = 400  # characters
+NODE_SECONDS = 5.0  # until the cluster has noticed that a machine is gone
+
+
+class Ray(Engine):
+    """Workers of a Ray cluster. All machines see the home folder at the same path, and have the
+    variables of the environment that the model needs."""
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = None
+    """`10.0.0.5:6379`, `auto` on a machine of the cluster, or `ray://10.0.0.5:10001` from elsewhere.
+    Default: the cluster that this process is connected with, else this machine alone."""
+
+    workers: int | None = Field(None, ge=1, le=10_000)
+    """At most; default: as many as the cluster has room for when the step begins."""
+
+    min_workers: int = Field(1, ge=1, le=10_000)
+    """Nothing begins before so many are ready."""
+
+    cpus_per_worker: float = Field(1, ge=0, le=1_024)
+    gpus_per_worker: float = Field(0, ge=0, le=64)
+
+    def map_shards(self, work: ShardWork, shards: Sequence[str]) -> Iterator[Any]:
+        with _connection(self.address) as ray:
+            count = min(self._room(ray), len(shards))
+            with contextlib.closing(_Pool(ray, self, work, count)) as pool:
+                yield from pool.work(shards)
+
+    def _room(self, ray: Any) -> int:
+        """How many workers to start. Raises EngineError if the cluster has no room for one."""
+        total = ray.cluster_resources()
+        cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
+        room = min(
+            math.floor(cpus / self.cpus_per_worker) if self.cpus_per_worker else 10_000,
+            math.floor(gpus / self.gpus_per_worker) if self.gpus_per_worker else 10_000,
+        )
+        if self.workers is not None:  # a cluster may grow
+            return self.workers
+        if room < self.min_workers:
+            raise EngineError(
+                f"The Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, which is no room for "
+                f"{counted(self.min_workers, 'worker')} of {self.cpus_per_worker:g} CPUs and "
+                f"{self.gpus_per_worker:g} GPUs. Start more machines, or say engine.workers if the "
+                "cluster starts them by itself."
+            )
+        return room
+
+
+@contextlib.contextmanager
+def _connection(address: str | None) -> Iterator[Any]:
+    """Ray, connected; one that somebody has connected already stays as it is."""
+    ray = need("ray", "ray")
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
+        options["include_dashboard"] = False
+    if not (address or "").startswith("ray://"):
+        options |= {"configure_logging": False}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise EngineError(
+            f"No Ray cluster answers at {address or 'this machine'}: {error_lines(error)[0]}. "
+            "Correct engine.address, or start the cluster."
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class _Hub:
+    """The actor that all workers call: the work's own shared object, and who has said what when."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._shared = kit.open_shared()
+        self._heard_at = time.monotonic()
+        self._done: dict[str, int] = {}  # by worker, of the shard that it is at
+
+    def beat(self) -> dict[str, int]:
+        """The driver lives. What each worker has done of its shard."""
+        self._heard_at = time.monotonic()
+        return self._done
+
+    def look(self, worker: str, done: int) -> float:
+        """Seconds since the driver was last heard."""
+        self._done[worker] = done
+        return time.monotonic() - self._heard_at
+
+    def call(self, worker: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._shared, method)(worker, *arguments)
+
+    def release(self, worker: str) -> None:
+        self._done.pop(worker, None)
+        self._shared.release(worker)
+
+    def end(self) -> None:
+        self._shared.close()
+
+
+class _Shared:
+    """`engines.base.Shared` in a worker."""
+
+    def __init__(self, hub: Any, name: str) -> None:
+        self._hub, self.name = hub, name
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(self._hub.call.remote(self.name, method, arguments))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # what the shared object raised
+
+
+class _Stopped(Exception):
+    """The run has ended."""
+
+
+class _Actor:
+    """One worker. Ray calls `work` in one thread, and `stop` in another."""
+
+    def __init__(self, kit: Kit, hub: Any, name: str, silence_seconds: float) -> None:
+        self._kit, self._hub, self._name, self._silence = kit, hub, name, silence_seconds
+        self._stopped, self._done = threading.Event(), 0
+        threading.Thread(target=self._listen, daemon=True, name="driver-beat").start()
+
+    def open(self) -> tuple[str, str]:
+        """The machine, and why it cannot take part; empty if it can."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            self._worker = self._kit.open(_Shared(self._hub, self._name))
+        except (EmbeddingPipelinesError, OSError) as error:
+            return node, error_lines(error)[0]
+        return node, ""
+
+    def work(self, shard: str) -> tuple[list[Any], int, Exception | None]:
+        """The results of one shard, how much of it is done, and what ended it early."""
+        import ray
+
+        results: list[Any] = []
+        self._done, failure = 0, None
+        try:
+            results.extend(self._worker.work([shard], self._advance))
+        except EmbeddingPipelinesError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001  # which the driver may be unable to load
+            failure = RuntimeError(f"{type(error).__name__}: {error_lines(error)[0]}")
+        ray.get(self._hub.release.remote(self._name))
+        return results, self._done, failure
+
+    def stop(self) -> None:
+        """End what is going on, once requests that are out have brought what they can."""
+        self._stopped.set()
+
+    def _advance(self, amount: int) -> None:
+        self._done += amount
+        if self._stopped.is_set():
+            raise _Stopped
+
+    def _listen(self) -> None:
+        """Tell the hub what is done, until nobody is there any more."""
+        import ray
+
+        silence, look = 0.0, self._hub.look.options(concurrency_group="beats")
+        while silence < self._silence:
+            time.sleep(BEAT_SECONDS)
+            try:
+                silence = ray.get(look.remote(self._name, self._done), timeout=self._silence)
+            except ray.exceptions.RayError:
+                break
+        self._stopped.set()
+        time.sleep(min(PATIENCE_SECONDS, self._silence))
+        os._exit(1)
+
+
+class _Pool:
+    """The driver's side: workers, the shard that each is at, and what has become of each shard."""
+
+    def __init__(self, ray: Any, options: Ray, work: ShardWork, count: int) -> None:
+        self._ray, self._options, self._work, self._wanted = ray, options, work, count
+        kit = work.kit()
+        self._hub = ray.remote(num_cpus=0, concurrency_groups={"beats": 1})(_Hub).options(
+            scheduling_strategy=_beside_driver(ray)
+        )
+        self._hub = self._hub.remote(kit)
+        self._kit, self._actor = ray.put(kit), ray.remote(max_concurrency=2)(_Actor)
+        self._names: dict[Any, str] = {}  # of the actors that live
+        self._nodes: dict[Any, str] = {}  # of those that are ready
+        self._starting: dict[Any, Any] = {}  # reference -> actor
+        self._running: dict[Any, tuple[Any, str]] = {}  # reference -> actor and shard
+        self._idle: deque[Any] = deque()
+        self._number = self._failed_starts = 0
+        self._refusals: dict[str, None] = {}  # in order
+        self._deaths: Counter[str] = Counter()
+        self._machines: Counter[str] = Counter()
+        self._quarantine: dict[str, str] = {}
+        self._done: Counter[str] = Counter()  # by shard, as `advance` was told
+        self._waiting_since, self._told_at = time.monotonic(), time.monotonic()
+        self._has_begun, self._lost, self._progress = False, "", dict[str, int]()
+        self._has_ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="driver-beat")
+        self._beating.start()
+
+    def work(self, shards: Sequence[str]) -> Iterator[Any]:
+        """As `Engine.map_shards`."""
+        queue = deque(shards)
+        while queue or self._running:
+            self._start(len(queue) + len(self._running))
+            self._hand_out(queue)
+            references = [*self._starting, *self._running]
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=BEAT_SECONDS)
+            self._advance()
+            for reference in ready:
+                if reference in self._starting:
+                    self._take_in(reference)
+                else:
+                    yield from self._finish(reference, queue)
+        if self._quarantine:
+            reasons = "; ".join(f"{shard}: {why}" for shard, why in self._quarantine.items())
+            raise QuarantineError(
+                f"{counted(len(self._quarantine), 'shard')} ended every worker that had it, and all "
+                f"others are done. {reasons}. See to what is in it, or give workers more memory, then "
+                "run again.",
+                self._quarantine,
+            )
+
+    def close(self) -> None:
+        """Let requests that are out bring what they can, then end all workers."""
+        ray, error = self._ray, self._ray.exceptions.RayError
+        for actor, _ in self._running.values():
+            actor.stop.remote()
+        if self._running:
+            running = list(self._running)
+            ray.wait(running, num_returns=len(running), timeout=PATIENCE_SECONDS)
+        for actor in list(self._names):
+            self._drop(actor)
+        with contextlib.suppress(error):
+            ray.get(self._hub.end.remote(), timeout=PATIENCE_SECONDS)
+        self._has_ended.set()
+        self._beating.join()
+        ray.kill(self._hub)
+
+    def _beat(self) -> None:
+        beat = self._hub.beat.options(concurrency_group="beats")
+        while True:
+            try:
+                self._progress = self._ray.get(beat.remote())
+            except self._ray.exceptions.RayError as error:
+                self._lost = _reason(error)
+                return
+            if self._has_ended.wait(BEAT_SECONDS):
+                return
+
+    def _start(self, shards: int) -> None:
+        """As many workers as there is work for."""
+        if self._lost:
+            raise EngineError(
+                f"The process that all workers share is lost ({self._lost}). Run again: nothing that "
+                "is done is lost."
+            )
+        if self._wanted < min(self._options.min_workers, shards):
+            raise EngineError(f"Too few workers are left: {'; '.join(self._refusals)}.")
+        for _ in range(min(self._wanted, shards) - len(self._names)):
+            self._number += 1
+            name = f"worker {self._number}"
+            actor = self._actor.options(
+                num_cpus=self._options.cpus_per_worker, num_gpus=self._options.gpus_per_worker
+            ).remote(self._kit, self._hub, name, SILENCE_SECONDS)
+            self._names[actor] = name
+            self._starting[actor.open.remote()] = actor
+
+    def _hand_out(self, queue: deque[str]) -> None:
+        needed = min(self._options.min_workers, len(queue) + len(self._running))
+        if not self._has_begun and len(self._nodes) < needed or not self._nodes:
+            self._wait(needed)
+            return
+        self._has_begun, self._waiting_since = True, time.monotonic()
+        while queue and self._idle:
+            actor, shard = self._idle.popleft(), queue.popleft()
+            self._running[actor.work.remote(shard)] = actor, shard
+
+    def _wait(self, needed: int) -> None:
+        """Say that workers are waited for. Raises EngineError once that was for too long."""
+        now = time.monotonic()
+        have = f"{len(self._nodes)} of {counted(needed, 'worker')} are ready"
+        if now - self._waiting_since > START_SECONDS:
+            raise EngineError(
+                f"After {START_SECONDS / 60:.0f} minutes {have}. See whether the cluster starts "
+                "machines with room for them, or lower engine.min_workers."
+            )
+        if now - self._told_at > TELL_SECONDS:
+            self._told_at = now
+            self._work.note(f"Waiting for the Ray cluster: {have}.")
+
+    def _advance(self) -> None:
+        """Tell how far the shards are that are being worked on."""
+        shards = {self._names[actor]: shard for actor, shard in self._running.values()}
+        for name, done in self._progress.items():
+            if name in shards:
+                self._tell(shards[name], done)
+
+    def _tell(self, shard: str, done: int) -> None:
+        """A shard that is worked on again counts once it is further than it was."""
+        if (more := done - self._done[shard]) > 0:
+            self._done[shard] = done
+            self._work.advance(more)
+
+    def _take_in(self, reference: Any) -> None:
+        """A worker has started, or has not."""
+        actor = self._starting.pop(reference)
+        try:
+            node, refusal = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as death:
+            self._drop(actor)
+            self._failed_starts += 1
+            reason = _reason(death)
+            if self._failed_starts >= STARTS:
+                raise EngineError(
+                    f"{STARTS} workers in a row ended before they were ready; the last: {reason}. "
+                    "See that all machines have this package, and memory for the model."
+                ) from None
+            self._work.note(f"A worker ended before it was ready: {reason}. Another one starts.")
+            return
+        self._failed_starts = 0
+        if refusal:
+            self._drop(actor)
+            self._wanted -= 1
+            where = f"the machine {self._address(node)}"
+            self._refusals[f"{where}: {refusal}"] = None
+            self._work.note(f"A worker on {where} takes no part: {refusal}.")
+            return
+        self._nodes[actor] = node
+        self._idle.append(actor)
+
+    def _finish(self, reference: Any, queue: deque[str]) -> Iterator[Any]:
+        """A worker has ended a shard, or the shard the worker."""
+        actor, shard = self._running.pop(reference)
+        try:
+            results, done, error = self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as death:
+            node = self._nodes[actor]
+            name = self._drop(actor)
+            self._ray.get(self._hub.release.remote(name))
+            if self._is_gone(node):
+                self._machines[shard] += 1
+                again = self._machines[shard] < MACHINE_DEATHS
+                reason = "its machine was lost each time"
+            else:
+                self._deaths[shard] += 1
+                again = self._deaths[shard] < SHARD_DEATHS
+                reason = _reason(death)
+            self._again(shard, again, reason, queue)
+            return
+        self._idle.append(actor)
+        yield from results
+        self._tell(shard, done)
+        if isinstance(error, EmbeddingPipelinesError):
+            raise error
+        if error is not None:
+            self._deaths[shard] += 1
+            self._again(shard, self._deaths[shard] < SHARD_DEATHS, str(error), queue)
+
+    def _again(self, shard: str, again: bool, reason: str, queue: deque[str]) -> None:
+        if again:
+            self._work.note(f"{shard} goes to another worker: {reason}.")
+            queue.appendleft(shard)
+        else:
+            self._quarantine[shard] = reason
+
+    def _drop(self, actor: Any) -> str:
+        """End a worker, if it lives; its name."""
+        self._ray.kill(actor)
+        self._nodes.pop(actor, None)
+        return self._names.pop(actor)
+
+    def _is_gone(self, node: str) -> bool:
+        """Whether a machine is lost; the cluster may notice that later than that of its workers."""
+        deadline = time.monotonic() + NODE_SECONDS
+        while any(entry["NodeID"] == node and entry["Alive"] for entry in self._ray.nodes()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def _address(self, node: str) -> str:
+        entries = [entry for entry in self._ray.nodes() if entry["NodeID"] == node]
+        return f"{entries[0]['NodeManagerAddress']} ({node[:8]})" if entries else node[:8]
+
+
+def _beside_driver(ray: Any) -> Any:
+    """Where the driver is: there the cache is a file of the machine's own."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+
+
+def _reason(death: Exception) -> str:
+    """Why an actor has ended, in a line, as Ray says it."""
+    lines = [line.strip() for line in str(death).splitlines() if line.strip()]
+    text = next((line for line in lines if "exit detail" in line), lines[-1] if lines else "")
+    _, found, detail = text.partition("Worker exit detail: ")
+    return (detail if found else text).rstrip(".")[:LONGEST_REASON]
