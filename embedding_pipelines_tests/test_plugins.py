@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from embedding_pipelines import plugins
 from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.base import Metric
 from embedding_pipelines.plugins import choices, names, objects, parse
@@ -22,6 +23,7 @@ STAGES = {
     "providers": ProviderOptions,
     "compression": Compressor,
     "stores": Store,
+    "engines": Engine,
 }
 
 

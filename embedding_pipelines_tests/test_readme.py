@@ -13,6 +13,7 @@ import typer.main
 
 from embedding_pipelines.cli.main import app
 from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.plugins import Choice, choices
 from embedding_pipelines.providers.base import ProviderOptions
@@ -328,6 +329,7 @@ def test_every_program_of_the_page_that_prints_shows_what_it_prints(tmp_path: Pa
         ("providers", ProviderOptions),
         ("compression", Compressor),
         ("stores", Store),
+        ("engines", Engine),
     ],
 )
 def test_every_option_of_a_choice_is_in_the_readme(stage: str, base: type[Choice]) -> None:

@@ -264,6 +264,8 @@ def core(environment: Environment) -> None:
     environment.names("evaluation", "run", "judged")
     environment.names("report", "report", "toy")
     environment.names("explore", "clusters", "toy")
+    environment.pipeline("spread", "{provider: hashing}", "engine: ray\n")
+    environment.names("ray", "run", "spread")
     environment.pipeline("objects", "{provider: hashing}", path="s3://shop/texts.csv")
     environment.names("buckets", "run", "objects")
     shutil.rmtree(environment.home / "data" / "warehouse" / "dagster")
@@ -323,6 +325,12 @@ def postgres(environment: Environment) -> None:
         expect(str(error), "Is the server up")
     else:
         raise Failed("A database came from nowhere.")
+
+
+def spread(environment: Environment) -> None:
+    """Workers of this machine alone."""
+    environment.pipeline("spread", "{provider: hashing}", "engine: {kind: ray, workers: 2}\n")
+    environment.finds("spread")
 
 
 def reviews(environment: Environment) -> None:
@@ -629,6 +637,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "openai": ("openai", openai),
     "pdf": ("pdf", pdf),
     "postgres": ("postgres", postgres),
+    "ray": ("ray", spread),
     "report": ("report", report),
     "server": ("server", server),
     "serving": ("serving", api),

@@ -254,7 +254,9 @@ def check_probes(vectors: Vectors | None, expected: Vectors | None, precision: s
     has which started the run."""
     if expected is None or vectors is None:
         if expected is not vectors:
-            raise EngineError("it has vectors for other texts than the machine that started the run")
+            raise EngineError(
+                "it has vectors for other texts than the machine that started the run"
+            )
         return
     least = COSINES.get(precision, COSINE)
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)

@@ -42,7 +42,7 @@ PATIENCE_SECONDS = 15.0  # for requests that are out when a run ends early
 START_SECONDS = 600.0  # until `min_workers` are ready: machines may have to be started first
 TELL_SECONDS = 60.0  # between two notes that workers are waited for
 LONGEST_REASON = 400  # characters
-NODE_SECONDS = 5.0  # until the cluster has noticed that a machine is gone
+NODE_SECONDS = 2.0  # until the cluster has noticed that a machine is gone
 
 
 class Ray(Engine):
@@ -96,12 +96,12 @@ def _connection(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
+    options: dict[str, Any] = {"address": address or "local"}
+    if not options["address"].startswith("ray://"):
+        options |= {"log_to_driver": False, "configure_logging": False}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
         options["include_dashboard"] = False
-    if not (address or "").startswith("ray://"):
-        options |= {"configure_logging": False}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -151,8 +151,7 @@ class _Shared:
         self._hub, self.name = hub, name
 
     def call(self, method: str, *arguments: Any) -> Any:
-        import ray
-
+        ray = need("ray", "ray")
         try:
             return ray.get(self._hub.call.remote(self.name, method, arguments))
         except ray.exceptions.RayTaskError as error:
@@ -173,8 +172,7 @@ class _Actor:
 
     def open(self) -> tuple[str, str]:
         """The machine, and why it cannot take part; empty if it can."""
-        import ray
-
+        ray = need("ray", "ray")
         node = ray.get_runtime_context().get_node_id()
         try:
             self._worker = self._kit.open(_Shared(self._hub, self._name))
@@ -184,8 +182,7 @@ class _Actor:
 
     def work(self, shard: str) -> tuple[list[Any], int, Exception | None]:
         """The results of one shard, how much of it is done, and what ended it early."""
-        import ray
-
+        ray = need("ray", "ray")
         results: list[Any] = []
         self._done, failure = 0, None
         try:
@@ -208,13 +205,13 @@ class _Actor:
 
     def _listen(self) -> None:
         """Tell the hub what is done, until nobody is there any more."""
-        import ray
-
-        silence, look = 0.0, self._hub.look.options(concurrency_group="beats")
+        ray = need("ray", "ray")
+        silence = 0.0
         while silence < self._silence:
             time.sleep(BEAT_SECONDS)
             try:
-                silence = ray.get(look.remote(self._name, self._done), timeout=self._silence)
+                look = self._hub.look.remote(self._name, self._done)
+                silence = ray.get(look, timeout=self._silence)
             except ray.exceptions.RayError:
                 break
         self._stopped.set()
@@ -228,10 +225,7 @@ class _Pool:
     def __init__(self, ray: Any, options: Ray, work: ShardWork, count: int) -> None:
         self._ray, self._options, self._work, self._wanted = ray, options, work, count
         kit = work.kit()
-        self._hub = ray.remote(num_cpus=0, concurrency_groups={"beats": 1})(_Hub).options(
-            scheduling_strategy=_beside_driver(ray)
-        )
-        self._hub = self._hub.remote(kit)
+        self._hub = _hub_class(ray).options(scheduling_strategy=_beside_driver(ray)).remote(kit)
         self._kit, self._actor = ray.put(kit), ray.remote(max_concurrency=2)(_Actor)
         self._names: dict[Any, str] = {}  # of the actors that live
         self._nodes: dict[Any, str] = {}  # of those that are ready
@@ -290,10 +284,9 @@ class _Pool:
         ray.kill(self._hub)
 
     def _beat(self) -> None:
-        beat = self._hub.beat.options(concurrency_group="beats")
         while True:
             try:
-                self._progress = self._ray.get(beat.remote())
+                self._progress = self._ray.get(self._hub.beat.remote())
             except self._ray.exceptions.RayError as error:
                 self._lost = _reason(error)
                 return
@@ -390,10 +383,11 @@ class _Pool:
             node = self._nodes[actor]
             name = self._drop(actor)
             self._ray.get(self._hub.release.remote(name))
-            if self._is_gone(node):
+            is_cut_off = isinstance(death, self._ray.exceptions.ActorUnavailableError)
+            if is_cut_off or self._is_gone(node):
                 self._machines[shard] += 1
                 again = self._machines[shard] < MACHINE_DEATHS
-                reason = "its machine was lost each time"
+                reason = f"the machine {self._address(node)} was lost"
             else:
                 self._deaths[shard] += 1
                 again = self._deaths[shard] < SHARD_DEATHS
@@ -438,10 +432,24 @@ class _Pool:
 
 def _beside_driver(ray: Any) -> Any:
     """Where the driver is: there the cache is a file of the machine's own."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    strategies = need("ray.util.scheduling_strategies", "ray")
     node = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+    return strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+
+
+def _hub_class(ray: Any) -> Any:
+    """Beats are answered while a call takes its time."""
+
+    class Hub(_Hub):
+        @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
+        def beat(self) -> dict[str, int]:
+            return super().beat()
+
+        @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
+        def look(self, worker: str, done: int) -> float:
+            return super().look(worker, done)
+
+    return ray.remote(num_cpus=0, concurrency_groups={"beats": 1})(Hub)
 
 
 def _reason(death: Exception) -> str:

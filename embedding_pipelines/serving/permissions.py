@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.variables import VARIABLE
@@ -31,6 +32,15 @@ class Permissions:
                     f"${{{name}}} is no variable that this server gives to pipelines which are sent "
                     f"to it. Write the value, or {REMEDY} `--variable {name}`."
                 )
+
+    def check_engine(self, engine: Engine) -> None:
+        """Raises ConfigError for another machine that would be sent work, and code with it."""
+        if engine.kind != "inline":
+            raise ConfigError(
+                f"engine: {engine.kind} has other machines compute, which this server does for no "
+                "pipeline that is sent to it. Leave engine out, or let whoever runs the server write "
+                "the pipeline file."
+            )
 
     def check_model(self, options: ProviderOptions) -> None:
         """Raises ConfigError for code that is not allowed, and for a key that would be sent to

@@ -118,6 +118,7 @@ def create(
 
     def check(spec: PipelineSpec) -> None:
         permissions.check_model(spec.model)
+        permissions.check_engine(spec.engine)
         doubts.extend(check_new(spec, _server(request).warehouse))
 
     try:

@@ -1,0 +1,162 @@
+"""A Ray cluster of several nodes on this machine, and a model that says which process was asked for
+which texts, and can be ended by one."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedding_pipelines.embedding.cluster import KNOWN_TEXTS
+from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import to_matrix
+from embedding_pipelines_tests.chain import write_csv, write_pipeline
+
+STORE_BYTES = 80 << 20  # of each node's object store; Ray takes no less than 75 MiB
+DIMENSIONS = 16
+
+MODEL = f"""\
+import json, os, time, zlib
+from pathlib import Path
+import numpy as np
+
+class Model:
+    dimensions = {DIMENSIONS}
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.folder = seconds, Path(__file__).parent
+
+    def embed(self, texts, input_type):
+        for text in texts:
+            died = self.folder / "died"
+            if "dies once" in text and not died.exists():
+                died.touch()
+                os._exit(9)
+            if "poison" in text and not (self.folder / "healed").exists():
+                os._exit(9)
+        time.sleep(self.seconds * len(texts))
+        line = json.dumps([os.getpid(), list(texts)]) + "\\n"
+        with (self.folder / "log").open("ab", buffering=0) as file:
+            file.write(line.encode())
+        seeds = [zlib.crc32(text.encode()) for text in texts]
+        vectors = np.stack([np.random.default_rng(seed).standard_normal({DIMENSIONS}) for seed in seeds])
+        if os.environ.get("OTHER_PRECISION"):
+            vectors += 0.05 * np.sign(np.roll(vectors, 1, axis=1))
+        return vectors.astype(np.float32)
+"""
+
+
+@contextlib.contextmanager
+def local_cluster(nodes: int) -> Iterator[Any]:
+    """`ray.cluster_utils.Cluster`: a head for drivers and hubs, and nodes with one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
+    head = {
+        "num_cpus": 0,
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+        "temp_dir": folder,
+    }
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(nodes):
+            add_node(cluster)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_node(cluster: Any, **variables: str) -> Any:
+    """One more node, with variables of its environment."""
+    return cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
+
+
+def write_home(
+    home: Path,
+    engine: str,
+    texts: list[str],
+    seconds: float = 0.0,
+    partitions: int = 4,
+    rest: str = "",
+) -> Run:
+    """A home with one pipeline of these texts, cut into chunks."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "own.py").write_text(MODEL, encoding="utf-8")
+    write_csv(home, "a.csv", [(f"d{n}", text, "x") for n, text in enumerate(texts)])
+    model = f"{{provider: custom, cls: 'own:Model', request_texts: 10, options: {{seconds: {seconds}}}}}"
+    write_pipeline(
+        *(home, "p"),
+        "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\n"
+        f"model: {model}\nengine: {engine}\npartitions: {partitions}\n{rest}"
+        "evaluation: {known_items: 0, may_shrink: 1}\n",
+    )
+    run = Run(find_pipeline("p", home), Warehouse(home), Noted())
+    for name in ("documents", "chunks"):
+        list(step_named(name).work(run, run.spec.partition_names))
+    return run
+
+
+class Noted:
+    """A progress that keeps notes, and how far the step has come."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.done = self.total = 0
+
+    def update(self, step: str, done: int, total: int | None, unit: str) -> None:
+        self.done, self.total = done, total or 0
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def finish(self, report: Any) -> None:
+        pass
+
+
+def embed(run: Run) -> list[Any]:
+    """The step, from its beginning to its end."""
+    return list(step_named("embeddings").work(run, run.spec.partition_names))
+
+
+def vectors_of(run: Run) -> dict[str, Any]:
+    """The vector of each chunk, of partitions that are embedded."""
+    rows: dict[str, Any] = {}
+    for partition in run.spec.partition_names:
+        for batch in run.folder.embeddings.read(partition):
+            rows |= zip(batch["chunk_id"].to_pylist(), to_matrix(batch[VECTOR]), strict=True)
+    return rows
+
+
+def requests(home: Path) -> list[tuple[int, list[str]]]:
+    """The process and the texts of each request so far, without probes."""
+    path = home / "log"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [
+        (process, texts)
+        for process, texts in map(json.loads, lines)
+        if not set(texts) & set(KNOWN_TEXTS)
+    ]
+
+
+def times_embedded(home: Path) -> Counter[str]:
+    """How often each text was embedded."""
+    return Counter(text for _, texts in requests(home) for text in texts)
+
+
+def assert_same_vectors(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert left.keys() == right.keys()
+    for name, vector in left.items():
+        other = right[name]
+        cosine = vector @ other / np.linalg.norm(vector) / np.linalg.norm(other)
+        assert cosine >= 0.99999, name

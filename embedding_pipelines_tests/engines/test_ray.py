@@ -1,0 +1,171 @@
+"""The engine `ray` on a cluster of several nodes: the same rows as in one process, whatever is lost
+on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from embedding_pipelines.engines import ray as engine_module
+from embedding_pipelines.errors import EngineError, QuarantineError
+from embedding_pipelines.files import read_json
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines_tests.clusters import (
+    add_node,
+    assert_same_vectors,
+    embed,
+    local_cluster,
+    requests,
+    times_embedded,
+    vectors_of,
+    write_home,
+)
+
+pytestmark = pytest.mark.slow
+
+SILENCE_SECONDS = 4.0
+
+DRIVER = f"""\
+import sys
+from pathlib import Path
+from embedding_pipelines.engines import ray
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.clusters import embed
+ray.SILENCE_SECONDS = {SILENCE_SECONDS}
+home = Path(sys.argv[1])
+embed(Run(find_pipeline("p", home), Warehouse(home)))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with local_cluster(2) as cluster:
+        yield cluster
+
+
+def engine(cluster: Any, workers: int) -> str:
+    return f"{{kind: ray, address: '{cluster.address}', workers: {workers}}}"
+
+
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_the_rows_are_those_of_one_process_though_a_worker_dies_and_a_node_computes_otherwise(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """Every second text is in another partition, too, and is embedded once."""
+    texts = [f"text number {n // 2} is here" for n in range(400)] + ["one dies once of memory"]
+    inline = write_home(tmp_path / "inline", "inline", texts)
+    (tmp_path / "inline" / "died").touch()
+    embed(inline)
+    home = tmp_path / "ray"
+    run = write_home(home, engine(cluster, 3), texts, 0.01)
+    node = add_node(cluster, OTHER_PRECISION="1")
+    try:
+        reports = embed(run)
+    finally:
+        cluster.remove_node(node)
+    assert_same_vectors(vectors_of(inline), vectors_of(run))
+    again = {text: times for text, times in times_embedded(home).items() if times > 1}
+    assert not again
+    assert len({process for process, _ in requests(home)}) > 1
+    assert run.progress.done == run.progress.total
+    assert sum(report.statistics["embedded"] for report in reports) <= 201
+    notes = "\n".join(run.progress.notes)
+    assert "takes no part: its vectors of known texts have a cosine of 0.9" in notes
+    assert "goes to another worker: " in notes
+    assert not run.folder.cluster.exists()
+    assert max(len(repr(report)) for report in reports) < 1_500  # bytes that pass the driver
+
+
+def test_a_shard_that_ends_two_workers_is_put_aside_and_the_others_are_done(
+    cluster: Any, tmp_path: Path
+) -> None:
+    texts = [f"text number {n} is here" for n in range(40)] + ["a poison"]
+    run = write_home(tmp_path, engine(cluster, 2), texts)
+    with pytest.raises(QuarantineError, match=r"1 shard ended every worker that had it") as caught:
+        embed(run)
+    ((partition, reason),) = caught.value.shards.items()
+    assert reason
+    assert read_json(run.folder.quarantine) == {"partitions": {partition: reason}}
+    others = [name for name in run.spec.partition_names if name != partition]
+    assert len(run.folder.embeddings.manifests(run.spec.partition_names)) == len(others) == 3
+    (tmp_path / "healed").touch()
+    embed(write_home(tmp_path, "inline", texts))
+    assert len(vectors_of(run)) == 41
+    assert not run.folder.quarantine.exists()
+    assert set(times_embedded(tmp_path).values()) == {1}
+
+
+def test_a_node_is_killed_in_the_middle(cluster: Any, tmp_path: Path) -> None:
+    texts = [f"text number {n} is here" for n in range(240)]
+    run = write_home(tmp_path, engine(cluster, 3), texts, 0.02)
+    node = add_node(cluster)
+
+    def kill() -> None:
+        wait_until(lambda: len({process for process, _ in requests(tmp_path)}) == 3)
+        cluster.remove_node(node, allow_graceful=False)
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    embed(run)
+    killing.join()
+    assert len(vectors_of(run)) == 240
+    again = [text for text, times in times_embedded(tmp_path).items() if times > 1]
+    assert len(again) <= 20  # two requests were out at most
+    assert " was lost." in "\n".join(run.progress.notes)
+
+
+def test_workers_end_when_nobody_hears_of_the_driver(cluster: Any, tmp_path: Path) -> None:
+    """A process that is stopped keeps its connections: Ray takes it for alive."""
+    texts = [f"text number {n} is here" for n in range(400)]
+    write_home(tmp_path, engine(cluster, 1), texts, 0.1)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], env=os.environ)
+    try:
+        wait_until(lambda: requests(tmp_path))
+        driver.send_signal(signal.SIGSTOP)
+        (worker, _), *_ = requests(tmp_path)
+        wait_until(lambda: not psutil.pid_exists(worker), 4 * SILENCE_SECONDS)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert len(times_embedded(tmp_path)) < 400
+
+
+def test_a_run_that_ends_early_leaves_no_worker(cluster: Any, tmp_path: Path) -> None:
+    texts = [f"text number {n} is here" for n in range(100)]
+    run = write_home(tmp_path, engine(cluster, 1), texts, 0.02)
+    reports = step_named("embeddings").work(run, run.spec.partition_names)
+    next(reports)
+    reports.close()  # type: ignore[attr-defined]  # as Dagster does when a run is terminated
+    workers = {process for process, _ in requests(tmp_path)}
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)))
+    assert not run.folder.cluster.exists()
+    assert set(times_embedded(tmp_path).values()) == {1}
+
+
+def test_a_cluster_without_room_is_told(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = f"{{kind: ray, address: '{cluster.address}', gpus_per_worker: 1}}"
+    run = write_home(tmp_path, wanted, ["text"])
+    with pytest.raises(EngineError, match=r"0 GPUs, which is no room for 1 worker of 1 CPUs and 1"):
+        embed(run)
+    monkeypatch.setattr(engine_module, "START_SECONDS", 1.0)
+    run = write_home(tmp_path, wanted.replace("}", ", workers: 1}"), ["text"])
+    with pytest.raises(EngineError, match=r"0 of 1 worker are ready"):
+        embed(run)
