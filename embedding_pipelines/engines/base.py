@@ -30,9 +30,6 @@ class Worker(ABC):
     def work(self, shards: Sequence[str], advance: Advance) -> Iterator[Any]:
         """Work on shards, in order; a small result for each once it is written."""
 
-    def close(self) -> None:
-        """Free what was opened."""
-
 
 class Kit(ABC):
     """All that a worker is opened from on another machine. It is pickled, and holds no secret."""

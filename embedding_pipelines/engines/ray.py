@@ -184,7 +184,8 @@ class _Actor:
         """The results of one shard, how much of it is done, and what ended it early."""
         ray = need("ray", "ray")
         results: list[Any] = []
-        self._done, failure = 0, None
+        failure: Exception | None = None
+        self._done = 0
         try:
             results.extend(self._worker.work([shard], self._advance))
         except EmbeddingPipelinesError as error:
@@ -313,7 +314,7 @@ class _Pool:
 
     def _hand_out(self, queue: deque[str]) -> None:
         needed = min(self._options.min_workers, len(queue) + len(self._running))
-        if not self._has_begun and len(self._nodes) < needed or not self._nodes:
+        if (not self._has_begun and len(self._nodes) < needed) or not self._nodes:
             self._wait(needed)
             return
         self._has_begun, self._waiting_since = True, time.monotonic()

@@ -37,7 +37,7 @@ from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.embedding.limiter import Limiter
 from embedding_pipelines.embedding.lookup import look_up
-from embedding_pipelines.engines.base import Advance, Kit, Shared, ShardWork, Worker
+from embedding_pipelines.engines.base import Advance, Kit, ShardWork, Shared, Worker
 from embedding_pipelines.errors import ConfigError, EngineError, QuarantineError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
@@ -517,9 +517,6 @@ class _Embedder(Worker):
                 run.progress.note(
                     f"{damaged:,} damaged vectors of the cache {run.cache.path} are embedded anew."
                 )
-
-    def close(self) -> None:
-        self._run.close()
 
 
 class _Writing:

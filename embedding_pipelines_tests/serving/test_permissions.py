@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from embedding_pipelines.engines.inline import Inline
+from embedding_pipelines.engines.ray import Ray
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.cohere import Cohere
 from embedding_pipelines.providers.custom import Custom
@@ -55,3 +57,9 @@ def test_variables_in_texts_are_those_of_the_list() -> None:
     with pytest.raises(ConfigError, match=r"\$\{HOME\}.*--variable HOME"):
         Permissions(frozenset({"DB"})).check_texts(config)
     Permissions(frozenset({"DB", "HOME"})).check_texts(config)
+
+
+def test_no_other_machine_is_sent_work() -> None:
+    Permissions().check_engine(Inline())
+    with pytest.raises(ConfigError, match="engine: ray has other machines compute"):
+        Permissions().check_engine(Ray(address="ray://evil.example.org:10001"))
