@@ -44,7 +44,7 @@ class Model:
             if "poison" in text and not (self.folder / "healed").exists():
                 os._exit(9)
         time.sleep(self.seconds * len(texts))
-        line = json.dumps([os.getpid(), list(texts)]) + "\\n"
+        line = json.dumps([os.getpid(), os.environ.get("NODE", ""), list(texts)]) + "\\n"
         with (self.folder / "log").open("ab", buffering=0) as file:
             file.write(line.encode())
         seeds = [zlib.crc32(text.encode()) for text in texts]
@@ -138,20 +138,21 @@ def vectors_of(run: Run) -> dict[str, Any]:
     return rows
 
 
-def requests(home: Path) -> list[tuple[int, list[str]]]:
-    """The process and the texts of each request so far, without probes."""
+def requests(home: Path) -> list[tuple[int, str, list[str]]]:
+    """The process, the variable NODE of its node and the texts of each request so far, without
+    probes."""
     path = home / "log"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [
-        (process, texts)
-        for process, texts in map(json.loads, lines)
+        (process, node, texts)
+        for process, node, texts in map(json.loads, lines)
         if not set(texts) & set(KNOWN_TEXTS)
     ]
 
 
 def times_embedded(home: Path) -> Counter[str]:
     """How often each text was embedded."""
-    return Counter(text for _, texts in requests(home) for text in texts)
+    return Counter(text for *_, texts in requests(home) for text in texts)
 
 
 def assert_same_vectors(left: dict[str, Any], right: dict[str, Any]) -> None:

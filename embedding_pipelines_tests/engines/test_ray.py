@@ -82,7 +82,7 @@ def test_the_rows_are_those_of_one_process_though_a_worker_dies_and_a_node_compu
     assert_same_vectors(vectors_of(inline), vectors_of(run))
     again = {text: times for text, times in times_embedded(home).items() if times > 1}
     assert not again
-    assert len({process for process, _ in requests(home)}) > 1
+    assert len({process for process, *_ in requests(home)}) > 1
     assert run.progress.done == run.progress.total
     assert sum(report.statistics["embedded"] for report in reports) <= 201
     notes = "\n".join(run.progress.notes)
@@ -117,7 +117,7 @@ def test_a_node_is_killed_in_the_middle(cluster: Any, tmp_path: Path) -> None:
     node = add_node(cluster)
 
     def kill() -> None:
-        wait_until(lambda: len({process for process, _ in requests(tmp_path)}) == 3)
+        wait_until(lambda: len({process for process, *_ in requests(tmp_path)}) == 3)
         cluster.remove_node(node, allow_graceful=False)
 
     killing = threading.Thread(target=kill)
@@ -138,7 +138,7 @@ def test_workers_end_when_nobody_hears_of_the_driver(cluster: Any, tmp_path: Pat
     try:
         wait_until(lambda: requests(tmp_path))
         driver.send_signal(signal.SIGSTOP)
-        (worker, _), *_ = requests(tmp_path)
+        (worker, *_), *_ = requests(tmp_path)
         wait_until(lambda: not psutil.pid_exists(worker), 4 * SILENCE_SECONDS)
     finally:
         driver.kill()
@@ -152,7 +152,7 @@ def test_a_run_that_ends_early_leaves_no_worker(cluster: Any, tmp_path: Path) ->
     reports = step_named("embeddings").work(run, run.spec.partition_names)
     next(reports)
     reports.close()  # type: ignore[attr-defined]  # as Dagster does when a run is terminated
-    workers = {process for process, _ in requests(tmp_path)}
+    workers = {process for process, *_ in requests(tmp_path)}
     wait_until(lambda: not any(map(psutil.pid_exists, workers)))
     assert not run.folder.cluster.exists()
     assert set(times_embedded(tmp_path).values()) == {1}
