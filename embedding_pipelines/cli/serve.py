@@ -53,6 +53,14 @@ def serve(
             "classes below the home folder, and pickles.",
         ),
     ] = False,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URI",
+            help="A prefix of a bucket, s3://bucket/folder/, that pipelines which are sent to the "
+            "server may deliver to. Give it again for more. Folders below the home need none.",
+        ),
+    ] = None,
     sagemaker: Annotated[
         bool,
         typer.Option(
@@ -99,6 +107,7 @@ def serve(
 
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()
-        server = Server(home, keys, reranker, Permissions(frozenset(variable or ()), custom_code))
+        allowed = Permissions(frozenset(variable or ()), custom_code, frozenset(output or ()))
+        server = Server(home, keys, reranker, allowed)
         Process(server, host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])

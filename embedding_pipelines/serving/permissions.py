@@ -1,5 +1,6 @@
 """What a pipeline that comes over the network may name: variables of the environment that hold a
-service's key and go to that service, and code of the user's own only where the server allows it."""
+service's key and go to that service, code of the user's own and buckets to deliver to only where the
+server allows it."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +8,9 @@ from typing import Any
 
 from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.objects import is_uri
 from embedding_pipelines.providers.base import ProviderOptions
+from embedding_pipelines.storage.output import is_below
 from embedding_pipelines.variables import VARIABLE
 
 REMEDY = "have whoever runs the server start it with"
@@ -18,11 +21,13 @@ class Permissions:
     """What whoever runs a server allows those who send it pipelines. Their own files are not asked.
 
     `variables` may be named anywhere in a configuration. `code`: models that run a class of the home
-    folder, or open a pickle.
+    folder, or open a pickle. `outputs`: prefixes of buckets that rows may be delivered to; which
+    folders are named is looked at elsewhere, for all paths alike.
     """
 
     variables: frozenset[str] = frozenset()
     code: bool = False
+    outputs: frozenset[str] = frozenset()
 
     def check_texts(self, config: Any) -> None:
         """Raises ConfigError for a `${NAME}` in a JSON value that is not allowed."""
@@ -40,6 +45,17 @@ class Permissions:
                 f"engine: {engine.kind} has other machines compute, which this server does for no "
                 "pipeline that is sent to it. Leave engine out, or let whoever runs the server write "
                 "the pipeline file."
+            )
+
+    def check_output(self, output: str | None) -> None:
+        """Raises ConfigError for a bucket that is not allowed: the server's own credentials would
+        write to it what whoever sends the pipeline has named."""
+        if output is None or not is_uri(output):
+            return
+        if not any(is_below(output, place) for place in self.outputs):
+            raise ConfigError(
+                f"output: this server delivers nothing to {output} for a pipeline that is sent to it. "
+                f"Name a folder below its home folder, or {REMEDY} `--output {output}`."
             )
 
     def check_model(self, options: ProviderOptions) -> None:

@@ -267,7 +267,10 @@ class Server:
     def open_searcher(self, name: str) -> "Searcher | None":
         """The searcher of a pipeline's live release, if it is open: without a look at the disk."""
         served = self._served.get(name)
-        release, (opened, searcher) = served and served.release, self._searchers.get(name, NONE_OPEN)
+        release, (opened, searcher) = (
+            served and served.release,
+            self._searchers.get(name, NONE_OPEN),
+        )
         return searcher if release is not None and opened == release else None
 
     def searcher(self, pipeline: str | int) -> "Searcher":

@@ -63,3 +63,14 @@ def test_no_other_machine_is_sent_work() -> None:
     Permissions().check_engine(Inline())
     with pytest.raises(ConfigError, match="engine: ray has other machines compute"):
         Permissions().check_engine(Ray(address="ray://evil.example.org:10001"))
+
+
+@pytest.mark.parametrize("output", [None, "exports/things/", "s3://mine/out", "s3://mine/out/a/"])
+def test_rows_go_to_a_folder_of_the_home_and_to_buckets_of_the_list(output: str | None) -> None:
+    Permissions(outputs=frozenset({"s3://mine/out/"})).check_output(output)
+
+
+@pytest.mark.parametrize("output", ["s3://mine/", "s3://mine/outside/", "gs://mine/out/"])
+def test_rows_go_to_no_other_bucket(output: str) -> None:
+    with pytest.raises(ConfigError, match=f"output: .*--output {output}"):
+        Permissions(outputs=frozenset({"s3://mine/out/"})).check_output(output)

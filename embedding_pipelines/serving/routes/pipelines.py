@@ -119,6 +119,7 @@ def create(
     def check(spec: PipelineSpec) -> None:
         permissions.check_model(spec.model)
         permissions.check_engine(spec.engine)
+        permissions.check_output(spec.output)
         doubts.extend(check_new(spec, _server(request).warehouse))
 
     try:

@@ -83,6 +83,9 @@ def test_the_same_configuration_is_the_same_pipeline(client: TestClient) -> None
         ({**CONFIG, "name": 7}, "name: 7 is no text"),
         ({**CONFIG, "name": "class"}, "cannot name a pipeline"),
         ({**CONFIG, "data_path": "/etc/passwd.csv"}, "outside the server's home folder"),
+        ({**CONFIG, "output": "/srv/elsewhere"}, "outside the server's home folder"),
+        ({**CONFIG, "output": "s3://mine/../x/"}, "outside the server's home folder"),
+        ({**CONFIG, "output": "s3://somewhere/else/"}, "delivers nothing to s3://somewhere/else/"),
         ({**CONFIG, "data_path": "data/../../x.csv"}, "outside the server's home folder"),
         ({**CONFIG, "data_path": "~root/x.csv"}, "outside the server's home folder"),
         (
