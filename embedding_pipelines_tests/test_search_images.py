@@ -216,12 +216,17 @@ def test_a_forgotten_image_has_no_vector_left(built: Path) -> None:
     assert is_there("red.png")  # it is the other one's
 
 
-def test_a_bundle_of_images_is_proved_by_texts(
+def test_a_bundle_of_images_is_proved_by_texts_and_images(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, archive = Command(monkeypatch, capsys), tmp_path / "p.tar"
     (tmp_path / "there").mkdir()
     assert command("bundle", "p", "--to", str(archive)).code == 0
+    with monkeypatch.context() as patch:
+        true = Seeing.embed_images
+        patch.setattr(Seeing, "embed_images", lambda model, pixels: true(model, pixels // 2))
+        said = command("import", str(archive), "--home", str(tmp_path / "there"))
+        assert (said.code, "golden vectors do not reproduce" in said.err) == (1, True)
     said = command("import", str(archive), "--home", str(tmp_path / "there"))
     assert said.code == 0, said.err
     assert best(tmp_path / "there", query="red")[0] == "red.png"

@@ -3,6 +3,7 @@ that it is whole and that its own model gives the same vectors.
 
     bundle.json       what it is, and size and digest of every other file
     golden.parquet    texts with the vectors that the model gave them
+    golden_images.parquet   the same of images, where the model takes them
     sbom.cdx.json     the packages that the release needs
     licences/         of this package, and of the model where its files say so
     home/             laid out as a home: pipeline file, codec, table, and the model's files
@@ -66,6 +67,7 @@ from embedding_pipelines.serving.archive import (
     unpack_rest,
     write_archive,
 )
+from embedding_pipelines.serving.golden_images import least_cosine, write_golden_images
 from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.serving.pin import Pin, model_files, pin_of, require_portable
 from embedding_pipelines.serving.sbom import licences_of, write_sbom
@@ -78,7 +80,7 @@ from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder, Shar
 from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 HOME = "home"
-GOLDEN = "golden.parquet"
+GOLDEN, GOLDEN_IMAGES = "golden.parquet", "golden_images.parquet"
 SBOM = "sbom.cdx.json"
 LICENCES = "licences"
 STEPS = ("documents", "chunks", "embeddings")
@@ -154,6 +156,8 @@ def write_bundle(
         has_shards = with_shards and source.write_state(own, stored, progress)
         source.write_golden(draft / GOLDEN)
         options = release.spec.model
+        if options.takes_images:
+            write_golden_images(draft / GOLDEN_IMAGES, model)
         write_sbom(draft / SBOM, options, pipeline)
         pin = pin_of(options, model, warehouse.home)
         description = Description(
@@ -434,6 +438,8 @@ def verify(
             continue
         now, then = _embed(texts, model, input_type), to_matrix(rows_of_type[VECTOR])
         least = min(least, float(np.nan_to_num(cosine(now, then)).min()))
+    if release.spec.model.takes_images:
+        least = min(least, least_cosine(folder / GOLDEN_IMAGES, model))
     if least < LEAST_COSINE:
         raise BundleError(
             f"The bundle's golden vectors do not reproduce on this machine: the least cosine is "
@@ -470,7 +476,11 @@ def _allowed(description: Description) -> Callable[[str], bool]:
     pipeline = {f"{HOME}/pipelines/{name}{ending}" for ending in (".yaml", ".yml", ".json")}
     forgotten = {f"{own}/forgotten/{name}{ending}" for ending in (".json", ".copy.json")}
     pushed = f"{own}/pushed/{name}/{Segment(1, 1).name}"
-    files = {GOLDEN, SBOM, f"{own}/tables/{table}.checksums.json", pushed} | pipeline | forgotten
+    files = (
+        {GOLDEN, GOLDEN_IMAGES, SBOM, f"{own}/tables/{table}.checksums.json", pushed}
+        | pipeline
+        | forgotten
+    )
     folders = (f"{_place(name)}/", f"{own}/tables/{table}.lance/", f"{LICENCES}/")
     weights = {f"{HOME}/{path}" for path in description.model.files}
     # A home's own places, and those of tools, are no model's: what lay there would be obeyed.
