@@ -73,8 +73,11 @@ class Pictures:
                 raise BadRequest(f"{name.format(number)}: {_words(error)}.") from None
         return np.stack(squares)
 
-    async def thumbnail(self, searcher: "Searcher", document: str) -> bytes:
-        """A JPEG of the image that a document of the live release is, THUMBNAIL_SIDE pixels at most.
+    async def thumbnail(
+        self, searcher: "Searcher", document: str, known: str = ""
+    ) -> tuple[str, bytes | None]:
+        """The ETag, and a JPEG, of the image that a document of the live release is, THUMBNAIL_SIDE
+        pixels at most; no JPEG where its ETag is among those that the caller has (`known`).
 
         Raises NotFound for a document that is none of it, or no image, or whose image has changed
         since; TooManyRequests if too many wait.
@@ -83,13 +86,16 @@ class Pictures:
         if found is None:
             raise NotFound(f"Document {document!r} is no image of the live release.")
         uri, digest = found
+        etag = f'"{digest}"'
+        if etag in known:
+            return etag, None
         try:
             content = await asyncio.to_thread(self._contents.read, uri)
             thumbnail: bytes = await self._do(thumbnail_of, content, digest)
         except (SourceError, ImageError, ProcessDied, MemoryError, OSError):
             # Not why: the words may name what the reader of a search may not see.
             raise NotFound(f"The image of document {document!r} is gone, or has changed.") from None
-        return thumbnail
+        return etag, thumbnail
 
     async def _do(self, function: Any, *arguments: Any) -> Any:
         if self._waiting >= MAX_WAITING:

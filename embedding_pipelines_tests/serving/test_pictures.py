@@ -164,6 +164,11 @@ def test_a_thumbnail_is_of_a_document_of_the_live_release_alone(
     assert reply.headers["x-content-type-options"] == "nosniff"
     image = Image.open(io.BytesIO(reply.content))
     assert (image.format, image.size) == ("JPEG", (256, 171))
+    assert reply.headers["cache-control"] == "private, no-cache"
+    for known, status in ((f'"other", W/{reply.headers["etag"]}', 304), ('"other"', 200)):
+        again = viewer.get(f"{place}red.png", headers={"If-None-Match": known})
+        assert (again.status_code, bool(again.content)) == (status, status == 200)
+    blue = viewer.get(f"{place}blue.png").headers["etag"]
     for name in (
         "secret.png",
         "../secret.png",
@@ -178,7 +183,8 @@ def test_a_thumbnail_is_of_a_document_of_the_live_release_alone(
     assert (reply.status_code, "is gone, or has changed" in reply.text) == (404, True)
     with Pusher(find_pipeline("photos", photos), Warehouse(photos)) as pusher:
         pusher.delete(["blue.png"])
-    assert viewer.get(f"{place}blue.png").status_code == 404
+    for headers in ({}, {"If-None-Match": blue}):  # though the browser has it
+        assert viewer.get(f"{place}blue.png", headers=headers).status_code == 404
     things = "/page/thumbnail?pipeline=things&document=1"
     assert client.get(things).status_code == 404
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller
@@ -89,14 +89,31 @@ async def pipelines(request: Request) -> list[PagePipeline]:
     ]
 
 
-@router.get("/page/thumbnail", dependencies=reader, responses={200: {"content": {JPEG: {}}}})
-async def thumbnail(pipeline: Name, document: Name, caller: AnyCaller) -> Response:
-    """A small JPEG of the image that a document of a pipeline's live release is."""
+@router.get(
+    "/page/thumbnail",
+    dependencies=reader,
+    responses={200: {"content": {JPEG: {}}}, 304: {"description": "It is as the caller has it"}},
+)
+async def thumbnail(
+    pipeline: Name,
+    document: Name,
+    caller: AnyCaller,
+    known: Annotated[str, Header(alias="If-None-Match")] = "",
+) -> Response:
+    """A small JPEG of the image that a document of a pipeline's live release is. Whoever keeps it
+    asks each time whether it may still be shown: the document may have been forgotten."""
     server = caller.server
     name = await find_pipeline(server, pipeline)
     searcher = await asyncio.to_thread(server.searcher, name)
-    data = await caller.wait_for(server.pictures.thumbnail(searcher, document))
-    headers = {"Cache-Control": "private, max-age=600", "X-Content-Type-Options": "nosniff"}
+    etag, data = await caller.wait_for(server.pictures.thumbnail(searcher, document, known))
+    headers = {
+        "Cache-Control": "private, no-cache",
+        "ETag": etag,
+        "Vary": "Authorization",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if data is None:
+        return Response(status_code=304, headers=headers)
     return Response(data, media_type=JPEG, headers=headers)
 
 
