@@ -401,9 +401,13 @@ def _readable_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ProviderError(
-            f"{folder}: transformers cannot load this model: {error_lines(error)[0]}"
-        ) from error
+        words, cause = error_lines(error)[0], error.__cause__
+        while cause is not None and isinstance(error, ImportError):  # whose text hides the reason
+            words, cause = error_lines(cause)[0], cause.__cause__
+        if "torchvision" in words:
+            words += ". The torchvision that is installed does not fit torch: uninstall it, or "
+            words += "install one that does. Nothing here needs it."
+        raise ProviderError(f"{folder}: transformers cannot load this model: {words}") from error
 
 
 def module_of(model: Any, config: ClipConfig, tower: Tower) -> Any:

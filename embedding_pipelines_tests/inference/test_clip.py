@@ -2,7 +2,9 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from embedding_pipelines.images import Resize, prepare
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Backend, OutOfMemory
 from embedding_pipelines.inference.clip import ClipEngine, ClipTorch, ImageBatch, describe
+from embedding_pipelines.inference.clip import load as load_model
 from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.clips import (
     DIMENSIONS,
@@ -141,6 +144,46 @@ def test_what_overflows_in_float16_is_computed_in_a_wider_precision(
     assert np.isfinite(vectors).all()
     assert "too large for float16; from now on in float32" in caplog.text
     assert engine.vision.precision == "float32"
+
+
+def test_torchvision_has_no_part_in_a_vector(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers resizes by it where it is installed, to other pixels."""
+
+    def vectors() -> Vectors:
+        engine = ClipEngine(clip, "float32", "cpu")
+        return engine.embed_images(
+            np.stack([prepare(each, engine.config.resize) for each in pictures()])
+        )
+
+    uses = list[str]()
+
+    class Torchvision(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if not name.startswith("__"):
+                uses.append(name)
+            raise AttributeError(name)
+
+    without = vectors()
+    monkeypatch.setitem(sys.modules, "torchvision", Torchvision("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", Torchvision("transforms"))
+    np.testing.assert_array_equal(vectors(), without)
+    assert not uses
+
+
+def test_a_torchvision_of_another_torch_is_named(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModel
+
+    def load(*_: Any, **__: Any) -> Any:
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module 'CLIPModel'.") from error
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", load)
+    with pytest.raises(ProviderError, match=r"operator torchvision::nms.*uninstall it"):
+        load_model(copied)
 
 
 def test_pixels_of_another_size_are_refused(clip: Path) -> None:
