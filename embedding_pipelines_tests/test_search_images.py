@@ -197,7 +197,7 @@ def test_a_new_name_costs_nothing_and_another_picture_itself(built: Path) -> Non
 
 def test_a_forgotten_image_has_no_vector_left(built: Path) -> None:
     cache = EmbeddingCache(Warehouse(built).cache)
-    # Of the same picture, and of one that another document has, too.
+    # Another document of the same pixels, which goes with the one that is named.
     shutil.copy(built / "photos" / "red.png", built / "photos" / "same.png")
     run_steps(built, "p")
     digests = {row["document_id"]: row["image"] for row in live_rows(built, "p").values()}
@@ -213,7 +213,7 @@ def test_a_forgotten_image_has_no_vector_left(built: Path) -> None:
     with run_of(built, "p") as run:
         forget(run, ["blue.png", "red.png"], [])
     assert not is_there("blue.png")
-    assert is_there("red.png")  # it is the other one's
+    assert not is_there("red.png")
 
 
 def test_a_bundle_of_images_is_proved_by_texts_and_images(
