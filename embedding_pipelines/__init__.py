@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from embedding_pipelines.access import OPERATOR
     from embedding_pipelines.errors import EmbeddingPipelinesError
     from embedding_pipelines.explore.table import load_table, load_vectors
     from embedding_pipelines.metrics.similarity import cosine_similarity, find_most_similar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "OPERATOR",
     "AsyncEmbeddingPipelines",
     "EmbeddingCache",
     "EmbeddingConfig",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 # The module of each name, and its name there; `search` is a module that is called like a function.
 _PLACES = {
+    "OPERATOR": ("access", "OPERATOR"),
     "AsyncEmbeddingPipelines": ("serving.client", "AsyncEmbeddingPipelines"),
     "EmbeddingCache": ("service", "EmbeddingCache"),
     "EmbeddingConfig": ("service", "EmbeddingConfig"),

@@ -152,6 +152,14 @@ class FilterError(StoreError):
     """A filter of a search that cannot be used; the text says what it may be."""
 
 
+class PermissionsError(EmbeddingPipelinesError):
+    """Nobody says for whom a pipeline with permissions is read."""
+
+
+class PermissionsLostError(PermissionsError):
+    """A pipeline's permissions cannot be read: until they can, it answers nothing."""
+
+
 class ReleaseError(EmbeddingPipelinesError):
     """No release yet, or a version that failed its checks."""
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from embedding_pipelines.access import Permitted, Visible
 from embedding_pipelines.codes import encoded, schema_of
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -244,10 +245,9 @@ class Overlay:
             view = self._view
         return Overlaid(table, view) if view.hidden else table
 
-    @property
-    def notes(self) -> list[str]:
-        """What is to be said of searches with it."""
-        return [*filter(None, [self._watch.problem]), *self._view.notes]
+    def notes(self, visible: Visible | None = None) -> list[str]:
+        """What is to be said of searches with it; of documents, what those say who see them."""
+        return [*filter(None, [self._watch.problem]), *self._view.notes(visible)]
 
     def _lay(self, segments: list[Segment]) -> None:
         """Take in what the segments say now."""
@@ -337,13 +337,17 @@ class _View:
     own: tuple[_Own, ...] = ()  # rows that are in the log alone
     unread: Mapping[str, str] = field(default_factory=dict)  # documents that have no rows, and why
 
-    @property
-    def notes(self) -> list[str]:
-        if not self.unread:
+    def notes(self, visible: Visible | None) -> list[str]:
+        unread = {
+            name: reason
+            for name, reason in self.unread.items()
+            if visible is None or name in visible
+        }
+        if not unread:
             return []
-        name, reason = next(iter(self.unread.items()))
+        name, reason = next(iter(unread.items()))
         return [
-            f"{len(self.unread)} of the documents that were pushed cannot be searched before a run, "
+            f"{len(unread)} of the documents that were pushed cannot be searched before a run, "
             f"such as {name!r}: {reason}"
         ]
 
@@ -371,11 +375,12 @@ class Overlaid:
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table:
         """As `Table.search`."""
 
         def rows_of(table: Table, k: int, version: int) -> pa.Table:
-            return table.search(vector, k, metric, filter, version, rescoring, names)
+            return table.search(vector, k, metric, filter, version, rescoring, names, only)
 
         rows = _visible(lambda k: rows_of(self._table, k, version), k, self._view.hidden_ids)
         for mine in self._own(rows_of, k):
@@ -398,12 +403,13 @@ class Overlaid:
         filter: str | None,
         version: int,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table:
         """As `Table.search_text`. How rare a word is among a few rows says nothing: what was pushed
         is scored together with the table's best, and brought to the scale of their scores."""
 
         def rows_of(table: Table, k: int, version: int) -> pa.Table:
-            return table.search_text(text, k, filter, version, names)
+            return table.search_text(text, k, filter, version, names, only)
 
         rows = _visible(lambda k: rows_of(self._table, k, version), k, self._view.hidden_ids)
         parts = [part for part in self._own(rows_of, k) if part.num_rows]
@@ -420,21 +426,27 @@ class Overlaid:
         return _best(rows, mine, ("_score", "descending"), k)
 
     def nearest(
-        self, near: pa.Table, codec: CodecChain, vector: Vectors, k: int
+        self,
+        near: pa.Table,
+        codec: CodecChain,
+        vector: Vectors,
+        k: int,
+        visible: Visible | None = None,
     ) -> pa.Table | None:
-        """The `k` nearest rows, by `score`, out of the `k` nearest ones of the table alone; None
-        where too many of these are hidden to tell."""
+        """The `k` nearest rows, by `score`, out of the `k` nearest ones of the table alone, or more;
+        None where too many of these are hidden to tell. `visible`: no others of those in the log."""
         view = self._view
         rows = near.filter(pc.invert(pc.is_in(near["document_id"], view.hidden_ids)))
         if rows.num_rows < k <= near.num_rows:
             return None
 
         def rows_of(table: Table, k: int, version: int) -> pa.Table:
-            return nearest(table, codec, vector, k, None, version)
+            own = table if visible is None else Permitted(table, visible)
+            return nearest(own, codec, vector, k, None, version)
 
         for mine in self._own(rows_of, k):
             rows = _best(rows, mine, ("score", "descending"), k)
-        return rows
+        return rows.slice(0, k)
 
 
 def _visible(rows_of: Callable[[int], pa.Table], k: int, hidden: pa.Array) -> pa.Table:

@@ -312,6 +312,7 @@ def serve_alike(one: Release, other: Release) -> bool:
     """Whether two releases return the same results for every query."""
     names = ("table", "version", "space", "codec", "cleaning")
     same = all(getattr(one, name) == getattr(other, name) for name in names)
+    same = same and one.spec.permissions == other.spec.permissions
     return same and one.spec.model == other.spec.model and search_alike(one.spec, other.spec)
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, PrivateAttr, TypeAdapter
 
+from embedding_pipelines.access import WIDER, Access, Permitted, Principals, Visible
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
@@ -192,6 +193,7 @@ class Searcher:
         types = self.release.spec.metadata_types  # the same as long as this is open
         self._schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
         self._overlay = Overlay(warehouse, self.release, self.model, self.codec)
+        self._access = Access(warehouse.home, folder.folder.name, self.release.spec.permissions)
         self._encoder: CrossEncoder | None = None
         self._reranking = threading.Lock()  # one thread at a time is in the cross-encoder
 
@@ -217,6 +219,7 @@ class Searcher:
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
         rerank: str | None = None,
+        principals: Principals = None,
     ) -> SearchResult: ...
 
     @overload
@@ -229,6 +232,7 @@ class Searcher:
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
         rerank: str | None = None,
+        principals: Principals = None,
     ) -> SearchResults: ...
 
     def search(
@@ -240,6 +244,7 @@ class Searcher:
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
         rerank: str | None = None,
+        principals: Principals = None,
     ) -> SearchResult | SearchResults:
         """The `k` chunks that are best for `query` among those that pass `filter`, best first.
 
@@ -250,20 +255,24 @@ class Searcher:
         Of many queries, in a list or in a column of a DataFrame, one result each: they are embedded
         together and through the embedding cache.
 
+        `principals`: for whom, users and groups, where the pipeline has `permissions`: hits are of
+        documents that one of them may see. `OPERATOR` sees all.
+
         Raises ConfigError for an empty query, a mode that there is not, and a query that is longer
         than the model reads; with `too_long` "cut" its beginning is searched for. That, and that the
         model does not know its words, is in the result's `notes` and a warning in the log. Raises
-        SpaceMismatchError if the model has changed since the release, FilterError for a wrong
+        SpaceMismatchError if the model has changed since the release, PermissionsError for permissions
+        that cannot be read and where nobody says for whom, FilterError for a wrong
         filter.
         """
         if not isinstance(query, str):
-            return self._search_all(query, k, filter, too_long, mode, rerank)
+            return self._search_all(query, k, filter, too_long, mode, rerank, principals)
         started = time.perf_counter()
-        mode = self.mode(mode)
+        mode, visible = self.mode(mode), self.visible(principals)
         if mode == "text":
             check_k(k)
             cleaned = Query(self._clean(query, "The query"))
-            return self._find(cleaned, query, k, filter, mode, [], started, rerank)
+            return self._find(cleaned, query, k, filter, visible, mode, [], started, rerank)
         self._check(self.model.space, k)
         text = self._clean(query, "The query")
         readable = prepare([text], self.model, "query", too_long, lambda _: "The query", REMEDY)
@@ -273,17 +282,23 @@ class Searcher:
             raise ConfigError(f"The query {query!r} has no vector: {words}")
         vector = check_reply(response.vectors, readable.texts, self.model.space)[0]
         notes = [*self._doubts, *readable.notes]
-        return self._find(Query(text, vector), query, k, filter, mode, notes, started, rerank)
+        cleaned = Query(text, vector)
+        return self._find(cleaned, query, k, filter, visible, mode, notes, started, rerank)
 
     def search_image(
-        self, image: "ImageLike", k: int = 10, filter: Filter | None = None
+        self,
+        image: "ImageLike",
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        principals: Principals = None,
     ) -> SearchResult:
         """As `search`, for what is like an image: a file's path, its bytes, or an image of Pillow.
 
         Raises ConfigError for a model that takes texts alone and for what is no image, and as
         `search`.
         """
-        started, release = time.perf_counter(), self.release
+        started, release, visible = time.perf_counter(), self.release, self.visible(principals)
         if not self.model.options.takes_images:
             raise ConfigError(
                 f"Release {release.number} of {release.spec.name!r} is of {release.space.title}, "
@@ -299,13 +314,17 @@ class Searcher:
             raise ConfigError(f"The image{name} cannot be searched for: {text}.") from error
         vectors = self.model.embed_images(prepare_image(pixels, self.model.resize)[None])
         vector = check_reply(vectors, [name], self.model.space)[0]
-        return self._find(Query("", vector), name, k, filter, "vector", self._doubts, started)
+        query = Query("", vector)
+        return self._find(query, name, k, filter, visible, "vector", self._doubts, started)
 
-    def image_of(self, document_id: str) -> tuple[str, str] | None:
+    def image_of(self, document_id: str, principals: Principals = None) -> tuple[str, str] | None:
         """Where the image is that a document of the release is, as its column `uri` says, and the
-        digest of its pixels; None for one that is no image, or not in the release."""
+        digest of its pixels; None for one that is no image, not in the release, or not for these
+        principals. Raises PermissionsError as `search`."""
         spec, table = self.release.spec, self._overlay.over(self._table)
+        visible = self.visible(principals)
         is_hidden = isinstance(table, Overlaid) and table.hides(document_id)
+        is_hidden = is_hidden or (visible is not None and document_id not in visible)
         if not spec.source.has_images or is_hidden:
             return None
         partition = spec.partition_names[partition_of(document_id, spec.partitions)]
@@ -325,12 +344,15 @@ class Searcher:
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
         rerank: str | None = None,
+        principals: Principals = None,
     ) -> Any:
         """As `search`, in a thread."""
         import asyncio
 
         return await asyncio.to_thread(
-            self.search, query, k, filter, too_long=too_long, mode=mode, rerank=rerank
+            functools.partial(self.search, too_long=too_long, mode=mode, rerank=rerank),
+            *(query, k, filter),
+            principals=principals,
         )
 
     def search_many(
@@ -342,13 +364,15 @@ class Searcher:
         too_long: TooLong = "refuse",
         mode: Mode | None = None,
         rerank: str | None = None,
+        principals: Principals = None,
     ) -> "pd.DataFrame":
         """The hits of many queries as one DataFrame: `search(queries).to_pandas()`, whose columns
         and errors it has."""
         need("pandas", "explore")  # before a query is paid for
         if isinstance(queries, str):
             raise ConfigError("queries is one str: give a list of texts, or one column.")
-        return self._search_all(queries, k, filter, too_long, mode, rerank).to_pandas()
+        results = self._search_all(queries, k, filter, too_long, mode, rerank, principals)
+        return results.to_pandas()
 
     def _search_all(
         self,
@@ -358,16 +382,19 @@ class Searcher:
         too_long: TooLong,
         mode: Mode | None,
         rerank: str | None,
+        principals: Principals,
     ) -> SearchResults:
         started = time.perf_counter()
-        mode = self.mode(mode)
+        mode, visible = self.mode(mode), self.visible(principals)
         check_k(k)
         queries, index = _column(given)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
         asked, notes = [Query(text) for text in texts], list[str]()
         if mode != "text":
             asked, notes = self._embed_all(texts, k, too_long)
-        return self._find_all(queries, asked, k, filter, mode, notes, started, rerank, index)
+        return self._find_all(
+            queries, asked, k, filter, visible, mode, notes, started, rerank, index
+        )
 
     def search_embedded(
         self,
@@ -377,11 +404,12 @@ class Searcher:
         k: int = 10,
         filter: Filter | None = None,
         mode: Mode | None = None,
+        principals: Principals = None,
     ) -> SearchResults:
         """As `search`, for queries whose vectors float32[n, d] in `space` the caller has; None where
         words alone are searched. No cross-encoder reads them. Raises as `search`."""
         started = time.perf_counter()
-        mode = self.mode(mode)
+        mode, visible = self.mode(mode), self.visible(principals)
         check_k(k)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
         asked, notes = [Query(text) for text in texts], list[str]()
@@ -391,7 +419,7 @@ class Searcher:
             self._check(space, k)
             asked = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
             notes = list(self._doubts)
-        return self._find_all(queries, asked, k, filter, mode, notes, started, rerank="")
+        return self._find_all(queries, asked, k, filter, visible, mode, notes, started, rerank="")
 
     def _find_all(
         self,
@@ -399,6 +427,7 @@ class Searcher:
         asked: Sequence[Query],
         k: int,
         filter: Filter | None,
+        visible: Visible | None,
         mode: Mode,
         notes: list[str],
         started: float,
@@ -407,13 +436,13 @@ class Searcher:
     ) -> SearchResults:
         notes, reranker = self._notes(mode, notes), self.reranker(rerank)
         schema, parts, results = self._schema, list[pa.Table](), list[SearchResult]()
-        tables = self._ranked(asked, k, filter, mode, reranker)
+        tables = self._ranked(asked, k, filter, visible, mode, reranker)
         for query, each in zip(queries, tables, strict=True):
             rows = each.select(schema.names)
             if rows.schema.types != schema.types:
                 rows = rows.cast(schema)
             parts.append(rows)
-            results.append(self._result(rows, query, mode, started, notes, reranker))
+            results.append(self._result(rows, query, mode, started, notes, visible, reranker))
             started = time.perf_counter()
         return SearchResults(results, parts, schema, index)
 
@@ -433,12 +462,22 @@ class Searcher:
         return queries, [*self._doubts, *readable.notes]
 
     def search_vector(
-        self, vector: Vectors, space: Space, k: int = 10, filter: Filter | None = None
+        self,
+        vector: Vectors,
+        space: Space,
+        k: int = 10,
+        filter: Filter | None = None,
+        principals: Principals = None,
     ) -> SearchResult:
         """As `search`, for a vector float32[d] of a query in `space`."""
-        query = Query("", np.asarray(vector, np.float32))
+        query, visible = Query("", np.asarray(vector, np.float32)), self.visible(principals)
         self._check(space, k)
-        return self._find(query, "", k, filter, "vector", self._doubts)
+        return self._find(query, "", k, filter, visible, "vector", self._doubts)
+
+    def visible(self, principals: Principals) -> Visible | None:
+        """What principals may see of the pipeline, as its permissions are now; None: all of it.
+        Raises as `Access.visible`."""
+        return self._access.visible(principals)
 
     def _find(
         self,
@@ -446,6 +485,7 @@ class Searcher:
         given: str,
         k: int,
         filter: Filter | None,
+        visible: Visible | None,
         mode: Mode,
         notes: list[str],
         started: float | None = None,
@@ -453,8 +493,8 @@ class Searcher:
     ) -> SearchResult:
         started = time.perf_counter() if started is None else started
         notes, reranker = self._notes(mode, notes), self.reranker(rerank)
-        (rows,) = self._ranked([query], k, filter, mode, reranker)
-        return self._result(rows, given, mode, started, notes, reranker)
+        (rows,) = self._ranked([query], k, filter, visible, mode, reranker)
+        return self._result(rows, given, mode, started, notes, visible, reranker)
 
     def reranker(self, rerank: str | None) -> str:
         """The cross-encoder that was asked for, else the release's; empty for none."""
@@ -465,15 +505,21 @@ class Searcher:
         return max(k, self.release.spec.search.rerank_candidates)
 
     def _ranked(
-        self, queries: Sequence[Query], k: int, filter: Filter | None, mode: Mode, reranker: str
+        self,
+        queries: Sequence[Query],
+        k: int,
+        filter: Filter | None,
+        visible: Visible | None,
+        mode: Mode,
+        reranker: str,
     ) -> Iterator[pa.Table]:
         """The rows for each query, in the cross-encoder's order if there is one."""
         if not reranker:
-            yield from self._rows(queries, k, filter, mode)
+            yield from self._rows(queries, k, filter, visible, mode)
             return
         from embedding_pipelines.inference.cross_encoder import CrossEncoder
 
-        every = self._rows(queries, self.candidates(k), filter, mode)
+        every = self._rows(queries, self.candidates(k), filter, visible, mode)
         for query, rows in zip(queries, every, strict=True):
             pairs = [(query.text, text) for text in rows["text"].to_pylist()]
             with self._reranking:
@@ -511,44 +557,66 @@ class Searcher:
         return self._table.has_text_index(release.version)
 
     def _rows(
-        self, queries: Sequence[Query], k: int, filter: Filter | None, mode: Mode
+        self,
+        queries: Sequence[Query],
+        k: int,
+        filter: Filter | None,
+        visible: Visible | None,
+        mode: Mode,
     ) -> Iterator[pa.Table]:
         """The rows for each query."""
         self._follow()
-        near = self._from_memory(queries, k, filter, mode)
+        near = self._from_memory(queries, k, filter, visible, mode)
         for number, query in enumerate(queries):
             rows = near[number] if near else None
             try:
-                yield self._search_table(query, k, filter, mode, rows)
+                yield self._search_table(query, k, filter, visible, mode, rows)
             except StoreError:
                 if not self._follow():  # it went just now
                     raise
-                yield self._search_table(query, k, filter, mode)
+                yield self._search_table(query, k, filter, visible, mode)
 
     def _from_memory(
-        self, queries: Sequence[Query], k: int, filter: Filter | None, mode: Mode
-    ) -> list[pa.Table] | None:
+        self,
+        queries: Sequence[Query],
+        k: int,
+        filter: Filter | None,
+        visible: Visible | None,
+        mode: Mode,
+    ) -> Sequence[pa.Table | None] | None:
         """The nearest rows of each query, all at once; None where the stored table is to tell."""
         memory, most = self._memory, rows_needed(k, mode)
-        if memory is None or mode == "text" or filter is not None or most > MEMORY_K or not queries:
+        wide = most if visible is None else most * WIDER[0]
+        if memory is None or mode == "text" or filter is not None or wide > MEMORY_K or not queries:
             return None
         vectors = [query.vector for query in queries if query.vector is not None]
-        return memory.find_all(np.stack(vectors), most)
+        near = memory.find_all(np.stack(vectors), wide)
+        if near is None or visible is None:
+            return near
+        of_visible = map(visible.filter, near)
+        return [rows if rows.num_rows >= most else None for rows in of_visible]
 
     def _search_table(
         self,
         query: Query,
         k: int,
         filter: Filter | None,
+        visible: Visible | None,
         mode: Mode,
         near: pa.Table | None = None,
     ) -> pa.Table:
         names, version = self.release.spec.source.table_names, self.release.version
-        table = self._overlay.over(self._table)
+        table, most = self._overlay.over(self._table), rows_needed(k, mode)
         if near is not None and isinstance(table, Overlaid):
             assert query.vector is not None
-            near = table.nearest(near, self.codec, query.vector, rows_needed(k, mode))
-        return find(table, self.codec, query, k, filter, version, mode, names, near)
+            near = table.nearest(near, self.codec, query.vector, most, visible)
+        if near is not None:
+            near = near.slice(0, most)
+        if visible is None:
+            return find(table, self.codec, query, k, filter, version, mode, names, near)
+        permitted = Permitted(table, visible)
+        rows = find(permitted, self.codec, query, k, filter, version, mode, names, near)
+        return visible.filter(rows)  # whatever gave them
 
     def load_memory(self, is_wanted: Callable[[], bool] = lambda: True) -> bool:
         """Hold vectors and texts in memory, if they fit; whether they do. Searches go on meanwhile,
@@ -581,6 +649,7 @@ class Searcher:
         if table.lacks(live.version):
             return False
         self.release, self._table = live, table
+        self._access = Access(self._warehouse.home, live.spec.name, live.spec.permissions)
         self._overlay = Overlay(self._warehouse, live, self.model, self.codec)
         return True
 
@@ -591,6 +660,7 @@ class Searcher:
         mode: Mode,
         started: float,
         notes: list[str],
+        visible: Visible | None,
         reranker: str = "",
     ) -> SearchResult:
         release = self.release
@@ -603,7 +673,7 @@ class Searcher:
             hits=hits_of(rows),
             reranked_by=reranker,
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
-            notes=[*notes, *self._overlay.notes],
+            notes=[*notes, *self._overlay.notes(visible)],
         )
         result._types = release.spec.metadata_types  # no part of its JSON
         return result
@@ -657,18 +727,27 @@ class UnreleasedTexts:
         ]
         rows = pa.Table.from_batches(batches, schema)
         self._texts = self.spec.store.in_memory(rows, self.spec.search.language)
+        self._access = Access(warehouse.home, name, self.spec.permissions)
         self.note = (
             f"Pipeline {name!r} has no release yet: searched are its texts as they are cut so far "
             f"({len(manifests)} of {self.spec.partitions} partitions), unchecked."
         )
 
-    def search(self, query: str, k: int = 10, filter: Filter | None = None) -> SearchResult:
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        filter: Filter | None = None,
+        principals: Principals = None,
+    ) -> SearchResult:
         """As `Searcher.search` by text; the release's number is 0."""
         started = time.perf_counter()
         check_k(k)
+        visible = self._access.visible(principals)
+        texts = self._texts if visible is None else Permitted(self._texts, visible)
         text = clean_query(self.spec, query, "The query")
         names = self.spec.source.table_names
-        rows = self._texts.search_text(text, k, condition_of(filter), 1, names)
+        rows = texts.search_text(text, k, condition_of(filter), 1, names)
         rows = rows.rename_columns(
             ["score" if name == "_score" else name for name in rows.schema.names]
         )
@@ -724,6 +803,7 @@ def search(  # type: ignore[overload-overlap]
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
     rerank: str | None = None,
+    principals: Principals = None,
     image: "ImageLike | None" = None,
 ) -> SearchResult: ...
 
@@ -739,6 +819,7 @@ def search(
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
     rerank: str | None = None,
+    principals: Principals = None,
 ) -> SearchResults: ...
 
 
@@ -752,6 +833,7 @@ def search(
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
     rerank: str | None = None,
+    principals: Principals = None,
     image: "ImageLike | None" = None,
 ) -> SearchResult | SearchResults:
     """One query or many to a pipeline's live release; see `Searcher.search`. With `image` in place
@@ -763,12 +845,14 @@ def search(
         raise ConfigError("Give a query, or an image, which vectors alone find: mode='vector'.")
     warehouse = Warehouse(home)
     if isinstance(query, str) and is_unreleased(warehouse, pipeline, mode):
-        return UnreleasedTexts(warehouse, pipeline).search(query, k, filter)
+        return UnreleasedTexts(warehouse, pipeline).search(query, k, filter, principals)
     with Searcher(home, pipeline) as searcher:
         if query is None:
             assert image is not None
-            return searcher.search_image(image, k, filter)
-        return searcher.search(query, k, filter, too_long=too_long, mode=mode, rerank=rerank)
+            return searcher.search_image(image, k, filter, principals=principals)
+        return searcher.search(
+            query, k, filter, too_long=too_long, mode=mode, rerank=rerank, principals=principals
+        )
 
 
 async def search_async(
@@ -781,6 +865,7 @@ async def search_async(
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
     rerank: str | None = None,
+    principals: Principals = None,
     image: "ImageLike | None" = None,
 ) -> Any:
     """As `search`, in a thread."""
@@ -789,6 +874,7 @@ async def search_async(
     return await asyncio.to_thread(
         functools.partial(search, too_long=too_long, mode=mode, rerank=rerank, image=image),
         *(home, pipeline, query, k, filter),
+        principals=principals,
     )
 
 

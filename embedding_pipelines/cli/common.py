@@ -26,6 +26,7 @@ from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, des
 from embedding_pipelines.home import pipelines_folder
 
 if TYPE_CHECKING:
+    from embedding_pipelines.access import Principals
     from embedding_pipelines.progress import Progress
     from embedding_pipelines.run import Run
     from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -45,6 +46,15 @@ HomeFolder = Annotated[
         help=f"Where pipelines/ and data/ are (default: ${HOME_VARIABLE}, else here).",
     ),
 ]
+
+
+def principals_of(names: list[str] | None, as_operator: bool) -> "Principals":
+    """For whom a command reads. Raises ConfigError for both at once."""
+    from embedding_pipelines.access import OPERATOR
+
+    if names and as_operator:
+        raise ConfigError("Say --as or --as-operator, not both.")
+    return OPERATOR if as_operator else names
 
 
 def set_home(folder: Path | None) -> None:
@@ -81,6 +91,17 @@ ServerUrl = Annotated[
         metavar="URL",
         help="Do it on a server, with the key in $EMBEDDING_API_KEY, not in this folder.",
     ),
+]
+For = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--as",
+        metavar="PRINCIPAL",
+        help="For whom, where the pipeline has permissions: a user, and --as again for each group.",
+    ),
+]
+AsOperator = Annotated[
+    bool, typer.Option("--as-operator", help="See all documents, whatever the permissions say.")
 ]
 Files = Annotated[list[str] | None, _pipeline("Pipelines by name, number or file (default: all).")]
 

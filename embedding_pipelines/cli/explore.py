@@ -11,12 +11,15 @@ import typer
 
 from embedding_pipelines.cli import remote
 from embedding_pipelines.cli.common import (
+    AsOperator,
+    For,
     Name,
     Outcomes,
     Output,
     ServerUrl,
     find_released,
     open_warehouse,
+    principals_of,
 )
 from embedding_pipelines.cli.terminal import (
     TerminalProgress,
@@ -80,6 +83,8 @@ def search(
     cut: Annotated[
         bool, typer.Option("--cut", help="Search with the beginning of a query that is too long.")
     ] = False,
+    principals: For = None,
+    as_operator: AsOperator = False,
     server: ServerUrl = None,
 ) -> Outcomes:
     """Search the live release of a pipeline."""
@@ -91,6 +96,7 @@ def search(
         raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
     if query is None and rerank is not None:
         raise typer.BadParameter("--rerank reads a query: give one.")
+    reader = principals_of(principals, as_operator)
     if server:
         if like is not None:
             raise typer.BadParameter("--like is for this folder: give a server a QUERY or --image.")
@@ -98,13 +104,17 @@ def search(
             words = "--rerank with --server: a server has its own model; leave it out, or say none."
             raise typer.BadParameter(words)
         has_order = False if rerank == "none" else None
-        yield from remote.search(server, name, query, image, k, filter, mode, has_order, cut)
+        if as_operator:
+            raise typer.BadParameter("--as-operator is for this folder: a server has keys.")
+        yield from remote.search(
+            server, name, query, image, k, filter, mode, has_order, cut, principals
+        )
         return
     name = find_released(name)
     if like is not None:
         from embedding_pipelines.explore.like import find_like
 
-        result = find_like(home_folder(), name, like, k, filter)
+        result = find_like(home_folder(), name, like, k, filter, reader)
     else:
         from embedding_pipelines.search import search as run_search
 
@@ -115,6 +125,7 @@ def search(
             mode=mode,
             image=image,
             rerank="" if rerank == "none" else rerank,
+            principals=reader,
         )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 
@@ -128,11 +139,14 @@ def classify(
         typer.Option(metavar="COLUMN", help="Metadata that labels (default: evaluation.label)."),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many neighbours.")] = 10,
+    principals: For = None,
+    as_operator: AsOperator = False,
 ) -> Outcomes:
     """Label texts as their nearest neighbours in the live table are."""
     from embedding_pipelines.explore.classify import classify as label_texts
 
-    results = label_texts(home_folder(), find_released(name), texts, label, k)
+    reader = principals_of(principals, as_operator)
+    results = label_texts(home_folder(), find_released(name), texts, label, k, reader)
 
     def show() -> None:
         table = [
@@ -160,11 +174,14 @@ def clusters(
         typer.Option("-k", metavar="NUMBER", help="How many; else what suits, 20 at most."),
     ] = None,
     to: To = None,
+    principals: For = None,
+    as_operator: AsOperator = False,
 ) -> Outcomes:
     """Show what the live table is about: clusters and their keywords."""
     from embedding_pipelines.explore.clusters import find_clusters
 
-    result = find_clusters(home_folder(), find_released(name), k, to)
+    reader = principals_of(principals, as_operator)
+    result = find_clusters(home_folder(), find_released(name), k, to, reader)
     value = vars(result) | {"clusters": [asdict(entry) for entry in result.clusters], "file": to}
     del value["assignments"]
 
@@ -194,6 +211,8 @@ def outliers(
         float | None, typer.Option(metavar="SHARE", help="Or which share of all rows, e.g. 0.01.")
     ] = None,
     to: To = None,
+    principals: For = None,
+    as_operator: AsOperator = False,
 ) -> Outcomes:
     """Show the rows of the live table that are like no others.
 
@@ -204,7 +223,8 @@ def outliers(
 
     if to:
         check_file(to)
-    result = find_outliers(home_folder(), find_released(name), number, share)
+    reader = principals_of(principals, as_operator)
+    result = find_outliers(home_folder(), find_released(name), number, share, reader)
     if to:
         write_rows(to, result.table.schema, result.table.to_batches())
     rows = result.table.to_pylist()
@@ -238,6 +258,8 @@ def export(
         Literal["exact", "stored"],
         typer.Option(help="As the model gave them, or as the table keeps them."),
     ] = "exact",
+    principals: For = None,
+    as_operator: AsOperator = False,
 ) -> Outcomes:
     """Write the live table as files for training and viewers.
 
@@ -246,9 +268,9 @@ def export(
     """
     from embedding_pipelines.explore.export import export as write
 
-    name = find_released(name)
+    name, reader = find_released(name), principals_of(principals, as_operator)
     with TerminalProgress(make_console(), name) as progress:
-        about = write(home_folder(), name, to, out, vectors, progress)
+        about = write(home_folder(), name, to, out, vectors, progress, reader)
 
     def show() -> None:
         rows = f"{counted(about.rows, 'row')} of {about.dimensions:,} dimensions"

@@ -29,6 +29,23 @@ def keys(
     per_minute: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="The requests that it may send.")
     ] = None,
+    principals: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--as",
+            metavar="PRINCIPAL",
+            help="Bind it to a user, and --as again for each of their groups: of pipelines with "
+            "permissions it reads what these may see.",
+        ),
+    ] = None,
+    acts_for_others: Annotated[
+        bool,
+        typer.Option(
+            "--acts-for-others",
+            help="Let it say for whom it reads, by the header X-Principals. For applications that "
+            "know their users.",
+        ),
+    ] = False,
     remove: Annotated[
         str | None, typer.Option(metavar="NAME", help="Let a key count no more, at once.")
     ] = None,
@@ -43,9 +60,12 @@ def keys(
     if add and remove:
         raise ConfigError("keys: say --add or --remove, not both.")
     if add:
-        token = add_key(home_folder(), add, scope, per_minute)
+        bound = principals or []
+        token = add_key(home_folder(), add, scope, per_minute, bound, acts_for_others)
         lines = (f"{add}, {scope}:", token, "It is not shown again.")
-        yield Output([{"name": add, "scope": scope, "key": token}], partial(say, *lines))
+        result = {"name": add, "scope": scope, "key": token, "principals": bound}
+        result["acts_for_others"] = acts_for_others
+        yield Output([result], partial(say, *lines))
         return
     if remove:
         remove_key(home_folder(), remove)

@@ -2,7 +2,7 @@
 
 import typer
 
-from embedding_pipelines.cli.common import Outcomes
+from embedding_pipelines.cli.common import AsOperator, For, Outcomes, principals_of
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.extras import need
 
@@ -10,16 +10,18 @@ app = typer.Typer()
 
 
 @app.command()
-def mcp() -> Outcomes:
+def mcp(principals: For = None, as_operator: AsOperator = False) -> Outcomes:
     """Give an assistant tools: search, list, status, run.
 
     It speaks the Model Context Protocol on standard input and output, so an assistant starts it:
-    its settings name this command. The tools work on the pipelines of this folder.
+    its settings name this command. The tools work on the pipelines of this folder; those with
+    permissions are read for the principals of --as.
     """
     need("mcp", "assistants")
     from embedding_pipelines.serving.assistants import assistants_server
     from embedding_pipelines.serving.auth import Keys
     from embedding_pipelines.serving.server import Server
 
-    assistants_server(Server(home_folder(), Keys())).run("stdio")
+    reader = principals_of(principals, as_operator)
+    assistants_server(Server(home_folder(), Keys()), reader).run("stdio")
     yield from ()

@@ -94,13 +94,19 @@ def search(
     mode: str | None,
     rerank: bool | None,
     cut: bool,
+    principals: list[str] | None,
 ) -> Outcomes:
     """As the command `search`, by a query or an image."""
     from embedding_pipelines.serving.wire import SearchAnswer
 
     with open_client(server) as client:
         answer = client.search(
-            *(name, query, k, filter), image=image, mode=mode, rerank=rerank, truncate=cut
+            *(name, query, k, filter),
+            image=image,
+            mode=mode,
+            rerank=rerank,
+            truncate=cut,
+            principals=principals,
         )
     assert isinstance(answer, SearchAnswer)  # of one query
     for note in answer.notes:

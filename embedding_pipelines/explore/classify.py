@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedding_pipelines.access import Principals
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -22,7 +23,12 @@ class Classification:
 
 
 def classify(
-    home: Path, name: str, texts: Sequence[str], label: str | None = None, k: int = 10
+    home: Path,
+    name: str,
+    texts: Sequence[str],
+    label: str | None = None,
+    k: int = 10,
+    principals: Principals = None,
 ) -> list[Classification]:
     """The labels of texts by their `k` nearest chunks in the live table of a pipeline.
 
@@ -41,12 +47,15 @@ def classify(
                 f"{what}: the metadata of release {searcher.release.number} of {name!r} "
                 f"has {', '.join(columns) or 'no columns'}."
             )
-        return [_classify(searcher, text, label, k) for text in texts]
+        return [_classify(searcher, text, label, k, principals) for text in texts]
 
 
-def _classify(searcher: Searcher, text: str, label: str, k: int) -> Classification:
+def _classify(
+    searcher: Searcher, text: str, label: str, k: int, principals: Principals
+) -> Classification:
     weights: dict[str, float] = defaultdict(float)
-    hits = [hit for hit in searcher.search(text, k).hits if hit.metadata[label] not in (None, "")]
+    found = searcher.search(text, k, principals=principals).hits
+    hits = [hit for hit in found if hit.metadata[label] not in (None, "")]
     for hit in hits:
         weights[str(hit.metadata[label])] += max(hit.score, 0.0)
     total = sum(weights.values())

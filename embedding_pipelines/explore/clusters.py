@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding_pipelines.access import Principals
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import LiveTable, check_file, write_rows
 from embedding_pipelines.metrics.clusters import FIT_ROWS, fit_clusters, keywords, label
@@ -64,7 +65,11 @@ class TableClusters:
 
 
 def find_clusters(
-    home: Path, name: str, k: int | None = None, to: Path | None = None
+    home: Path,
+    name: str,
+    k: int | None = None,
+    to: Path | None = None,
+    principals: Principals = None,
 ) -> TableClusters:
     """Part the live table of a pipeline into `k` clusters, by default as many as suit, 20 at most.
 
@@ -74,9 +79,11 @@ def find_clusters(
     """
     if to is not None:
         check_file(to)
-    table = LiveTable(home, name)
-    if not table.release.rows:
-        raise ConfigError(f"The live table of {name!r} holds no rows, so there are no clusters.")
+    table = LiveTable(home, name, principals)
+    if not table.rows:
+        raise ConfigError(
+            f"The live table of {name!r} holds no rows to be seen, so there are no clusters."
+        )
     _, sample = table.sample(FIT_ROWS, "stored", ["document_id", "text"])
     vectors = to_matrix(sample[VECTOR])
     try:

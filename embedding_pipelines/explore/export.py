@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedding_pipelines.access import Principals
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.explore.table import Kind, LiveTable
 from embedding_pipelines.extras import need
@@ -49,6 +50,7 @@ def export(
     folder: Path | None = None,
     vectors: Kind = "exact",
     progress: Progress | None = None,
+    principals: Principals = None,
 ) -> Export:
     """Write the live table of a pipeline to a folder, by default exports/NAME-FORMAT in the
     warehouse, in place of an export that is there.
@@ -60,11 +62,13 @@ def export(
     - atlas: `atlas.parquet` for embedding-atlas and Nomic Atlas: id, text, x and y of the report's
       map, `vector`, document_id, metadata.
 
+    Rows are those that `principals` may see, where the pipeline has permissions.
+
     Rows are streamed; of torch and atlas the ids of all rows are in memory too. Raises ReleaseError
     without a release, ConfigError for a folder that holds something else or a package that is
-    missing, StoreError if a vector is not in the embedding cache.
+    missing, StoreError if a vector is not in the embedding cache, PermissionsError as a search does.
     """
-    table, progress = LiveTable(home, name), progress or Silent()
+    table, progress = LiveTable(home, name, principals), progress or Silent()
     target = folder or table.warehouse.root / "exports" / f"{name}-{format}"
     is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if not is_free and not (target / ABOUT).is_file():
@@ -73,9 +77,9 @@ def export(
         draft, before = beside / "draft", beside / "before"
         draft.mkdir()
         rows = WRITERS[format](table, vectors, draft, progress)
-        if rows != table.release.rows:
+        if rows != table.rows:
             raise StoreError(
-                f"The table of {name!r} holds {rows:,} rows, its release {table.release.rows:,}. "
+                f"The table of {name!r} holds {rows:,} rows, its release {table.rows:,}. "
                 f"Run `embedding-pipelines run {name}`: it makes a new release."
             )
         about = Export(
@@ -108,7 +112,7 @@ def _counted(table: LiveTable, kind: Kind, progress: Progress) -> Iterator[pa.Re
     for batch in table.read(kind):
         yield batch
         done += batch.num_rows
-        progress.update("export", done, table.release.rows, "rows")
+        progress.update("export", done, table.rows, "rows")
 
 
 def _write_parquet(table: LiveTable, kind: Kind, folder: Path, progress: Progress) -> int:
@@ -117,7 +121,7 @@ def _write_parquet(table: LiveTable, kind: Kind, folder: Path, progress: Progres
 
 
 def _write_npy(table: LiveTable, kind: Kind, folder: Path, progress: Progress) -> int:
-    shape = (table.release.rows, table.space.dimensions)
+    shape = (table.rows, table.space.dimensions)
     with (folder / "vectors.npy").open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding_pipelines.access import Permitted, Principals
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import LiveTable
 from embedding_pipelines.ranking import Filter, nearest
@@ -16,22 +17,29 @@ from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
 
 def find_like(
-    home: Path, name: str, document_id: str, k: int = 10, filter: Filter | None = None
+    home: Path,
+    name: str,
+    document_id: str,
+    k: int = 10,
+    filter: Filter | None = None,
+    principals: Principals = None,
 ) -> SearchResult:
     """The `k` chunks of a live table nearest to a document, among those of other documents that
     pass `filter`, nearest first.
 
     The document stands for the mean direction of its chunks, as the table keeps them: no model is
     asked. Scores are cosines with it. Raises ReleaseError without a release, ConfigError for an id
-    that is not in it or a wrong `k`, StoreError for a wrong filter.
+    that is not in it or not for these `principals`, or a wrong `k`, StoreError for a wrong filter,
+    PermissionsError as a search does.
     """
     started = time.perf_counter()
     check_k(k)
-    live = LiveTable(home, name)
+    live = LiveTable(home, name, principals)
     vectors = _vectors(live, document_id)
     mean, version = unit(vectors).mean(axis=0), live.release.version
     names = live.release.spec.source.table_names
-    rows = nearest(live.table, live.codec, mean, k + len(vectors), filter, version, names)
+    table = live.table if live.visible is None else Permitted(live.table, live.visible)
+    rows = nearest(table, live.codec, mean, k + len(vectors), filter, version, names)
     others = rows.filter(pc.not_equal(rows["document_id"], document_id))
     return SearchResult(
         pipeline=name,
@@ -46,10 +54,12 @@ def find_like(
 def _vectors(live: LiveTable, document_id: str) -> Vectors:
     """float32[n, d] of the chunks of a document; ConfigError if there is none."""
     spec, columns = live.release.spec, ["document_id", VECTOR]
+    is_visible = live.visible is None or document_id in live.visible
     partition = spec.partition_names[partition_of(document_id, spec.partitions)]
     parts = [
         batch.filter(pc.equal(batch["document_id"], document_id))
         for batch in live.table.scan(columns, partition, live.release.version)
+        if is_visible
     ]
     rows = pa.Table.from_batches(parts) if parts else None
     if rows is None or not len(rows):

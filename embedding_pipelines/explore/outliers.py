@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_pipelines.access import Principals
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import OWN_COLUMNS, LiveTable
 from embedding_pipelines.schemas import VECTOR
@@ -44,7 +45,11 @@ class Outliers:
 
 
 def find_outliers(
-    home: Path, name: str, number: int | None = None, share: float | None = None
+    home: Path,
+    name: str,
+    number: int | None = None,
+    share: float | None = None,
+    principals: Principals = None,
 ) -> Outliers:
     """The `number` rows of a live table, or this `share` of them, that are farthest from the rest.
 
@@ -58,8 +63,8 @@ def find_outliers(
         raise ConfigError(f"share is {share}; it must lie above 0 and be 1 at most.")
     if number is not None and number < 1:
         raise ConfigError(f"The number of outliers is {number}; it must be 1 at least.")
-    table = LiveTable(home, name)
-    total = table.release.rows
+    table = LiveTable(home, name, principals)
+    total = table.rows
     if total < 2:
         raise ConfigError(f"The live table of {name!r} has {total} rows: none can be an outlier.")
     if share is not None:

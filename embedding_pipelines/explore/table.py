@@ -1,6 +1,7 @@
 """The live release of a pipeline as rows that other tools take: ids, text, metadata and vectors."""
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_pipelines.access import Access, Principals
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache, content_keys
 from embedding_pipelines.errors import ConfigError, StoreError
@@ -29,29 +31,39 @@ Kind = Literal["exact", "stored"]
 OWN_COLUMNS = ("chunk_id", "document_id", "start", "end", "text")
 
 
-def load_table(home: Path | str, name: str, vectors: Kind | None = "exact") -> "pd.DataFrame":
+def load_table(
+    home: Path | str,
+    name: str,
+    vectors: Kind | None = "exact",
+    principals: Principals = None,
+) -> "pd.DataFrame":
     """The live release of a pipeline: ids, offsets, text, metadata and `vector`, float32[d] each.
 
     `vectors`: "exact" as the model gave them, "stored" as far as the compression has kept them,
-    None for none. `np.stack(frame["vector"])` is the matrix. Raises ReleaseError without a release,
-    StoreError if a vector is not in the embedding cache, ConfigError without pandas.
+    None for none. `np.stack(frame["vector"])` is the matrix. `principals`: for whom, where the
+    pipeline has permissions, as in `Searcher.search`. Raises ReleaseError without a release,
+    StoreError if a vector is not in the embedding cache, PermissionsError as a search does,
+    ConfigError without pandas.
     """
-    table = LiveTable(home, name)
+    table = LiveTable(home, name, principals)
     return as_frame(pa.Table.from_batches(table.read(vectors), table.schema(vectors)))
 
 
-def load_vectors(home: Path | str, name: str, vectors: Kind = "exact") -> Vectors:
+def load_vectors(
+    home: Path | str, name: str, vectors: Kind = "exact", principals: Principals = None
+) -> Vectors:
     """The vectors of `load_table` alone, float32[n, d], in the order of its rows. Raises as it."""
-    table = LiveTable(home, name)
+    table = LiveTable(home, name, principals)
     batches = [to_matrix(batch[VECTOR]) for batch in table.read(vectors, ["chunk_id"])]
     return np.concatenate([np.empty((0, table.space.dimensions), np.float32), *batches])
 
 
 class LiveTable:
-    """The live release of a pipeline, read batch by batch, in the same order each time. Raises
-    ReleaseError if nothing was released yet, ConfigError if there is no such pipeline."""
+    """The live release of a pipeline, read batch by batch, in the same order each time: what of it
+    `principals` may see, as its permissions are when this is made. Raises ReleaseError if nothing was
+    released yet, ConfigError if there is no such pipeline, PermissionsError as a search does."""
 
-    def __init__(self, home: Path | str, name: str) -> None:
+    def __init__(self, home: Path | str, name: str, principals: Principals = None) -> None:
         self.warehouse = Warehouse(home)
         self.folder = self.warehouse.pipeline(find_released(self.warehouse, name))
         refresh(self.warehouse, self.folder.folder.name)
@@ -59,6 +71,15 @@ class LiveTable:
         self.codec = CodecChain.load(self.folder.codecs / self.release.codec)
         self.space = self.release.space.with_codec(None)  # of the vectors that are read
         self.table = self.release.spec.store.table(self.warehouse.tables, self.release.table)
+        access = Access(self.warehouse.home, self.release.spec.name, self.release.spec.permissions)
+        self.visible = access.visible(principals)
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """How many rows `read` yields."""
+        if self.visible is None:
+            return self.release.rows
+        return sum(batch.num_rows for batch in self.read(None, ["chunk_id"]))
 
     def schema(self, vectors: Kind | None, columns: Sequence[str] | None = None) -> pa.Schema:
         """What `read` yields; the space id is in its metadata."""
@@ -81,10 +102,14 @@ class LiveTable:
         exact = vectors == "exact" and (bool(self.codec.codecs) or not self.space.normalized)
         contents = self.release.spec.source.content_columns
         source = ["chunk_id", *contents] if exact else [VECTOR] if vectors else []
-        stored = list(dict.fromkeys([*names, *source]))
+        visible = self.visible
+        ids = [] if visible is None else ["document_id"]
+        stored = list(dict.fromkeys([*names, *source, *ids]))
         cache = EmbeddingCache(self.warehouse.cache)
         with cache if exact else contextlib.nullcontext():
             for batch in self.table.scan(stored, version=self.release.version):
+                if visible is not None:
+                    batch = visible.filter(batch)
                 if not batch.num_rows:
                     continue
                 arrays = [batch[name] for name in names]
@@ -102,7 +127,7 @@ class LiveTable:
     ) -> tuple[NDArray[np.int64], pa.Table]:
         """At most `rows` rows by chance, the same each time: their numbers, which rise, and what
         `read` yields of them."""
-        total = self.release.rows
+        total = self.rows
         random = np.random.default_rng(self.release.spec.seed)
         numbers = np.sort(random.choice(total, min(rows, total), replace=False))
         parts, done = [], 0

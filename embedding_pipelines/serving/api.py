@@ -23,6 +23,8 @@ from embedding_pipelines.errors import (
     DocumentError,
     EmbeddingPipelinesError,
     FilterError,
+    PermissionsError,
+    PermissionsLostError,
     ProviderError,
     ReleaseError,
     TargetError,
@@ -46,10 +48,13 @@ STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none 
     FilterError: 400,
     BadInput: 400,
     BundleError: 400,
+    PermissionsError: 403,
+    PermissionsLostError: 503,
     ProviderError: 503,
     TargetError: 503,
 }
 INTERNAL = "The server failed on this request. Its log says why; nothing was changed by it."
+LOST = ". Whoever runs the server sees why in its log."
 ERROR_STATUSES = {
     400: "What was sent is wrong",
     401: "No key, or a wrong one",
@@ -133,8 +138,10 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, Busy):
         return error_reply(503, str(error), error.retry_after_seconds)
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
-    if status == 500:
+    if status == 500 or isinstance(error, PermissionsLostError):
         log.error("%s %s: %s", request.method, request.url.path, error)
+    if isinstance(error, PermissionsLostError):  # where they are is not for whoever asks
+        return error_reply(status, str(error).partition(": ")[0] + LOST)
     return error_reply(status, str(error))
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import to_jsonable_python
 
 from embedding_pipelines import __version__
+from embedding_pipelines.access import OPERATOR, Principals
 from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_error
 from embedding_pipelines.extras import need
 from embedding_pipelines.search import SearchResult
@@ -33,8 +34,9 @@ Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 
 
-def assistants_server(server: Server) -> "MCPServer":
-    """The tools over `server`, which is opened when the first client connects."""
+def assistants_server(server: Server, principals: Principals = None) -> "MCPServer":
+    """The tools over `server`, which is opened when the first client connects. Pipelines with
+    permissions are read for `principals`."""
     tool_error = need("mcp.server.mcpserver.exceptions", "assistants").ToolError
     annotations_of = need("mcp.types", "assistants").ToolAnnotations
 
@@ -104,7 +106,7 @@ def assistants_server(server: Server) -> "MCPServer":
         """Find the passages that answer a query best, best first, with their documents' ids and
         metadata."""
         searcher = server.searcher(pipeline)
-        return searcher.search(query, k, filter, mode=mode, too_long="cut")
+        return searcher.search(query, k, filter, mode=mode, too_long="cut", principals=principals)
 
     @tool("list", reads_only=True)
     def list_pipelines() -> list[dict[str, Any]]:
@@ -126,7 +128,10 @@ def assistants_server(server: Server) -> "MCPServer":
         """Say how a pipeline stands: releases, documents, what changed in its source and is not
         released, what is held back and why, what went wrong."""
         spec = find_pipeline(pipeline, server.home)
-        return _plain(pipeline_status(spec, server.warehouse))
+        whole = pipeline_status(spec, server.warehouse)
+        # What checks and runs say quotes documents, which may be for others.
+        is_for_all = spec.permissions is None or principals == OPERATOR
+        return _plain(whole) if is_for_all else _brief(whole)
 
     @tool("run", reads_only=False)
     def run(pipeline: Name) -> dict[str, Any]:

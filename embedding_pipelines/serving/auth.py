@@ -2,6 +2,9 @@
 
 `data/warehouse/keys.json` holds a name, a scope and a hash of each key, and no key. A key that is
 added or removed there counts at once. $EMBEDDING_API_KEY is one more, which may do everything.
+
+A pipeline with permissions is read for principals. A key is bound to some, or acts for others and
+says in a header for whom; every other key reads nothing of such a pipeline.
 """
 
 import hashlib
@@ -11,7 +14,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +30,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.home import warehouse_folder
-from embedding_pipelines.serving.wire import KEY_VARIABLE, Forbidden, TooManyRequests, Unauthorized
+from embedding_pipelines.serving.wire import (
+    KEY_VARIABLE,
+    PRINCIPALS_HEADER,
+    Forbidden,
+    TooManyRequests,
+    Unauthorized,
+    principals_in,
+)
 
 PREFIX = "ep_"  # of the keys that `keys --add` makes, so that a scanner of secrets knows them
 Scope = Literal["read", "write", "admin"]  # each includes those before it
@@ -45,6 +55,8 @@ class Key(BaseModel):
     scope: Scope
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     per_minute: int | None = Field(None, ge=1)  # requests; None: no limit
+    principals: tuple[str, ...] = ()  # whom it is bound to: a user and their groups
+    acts_for_others: bool = False  # whether it says for whom it reads
     created_at: datetime
 
     @property
@@ -67,11 +79,26 @@ def read_keys(home: Path) -> list[Key]:
         ) from error
 
 
-def add_key(home: Path, name: str, scope: str, per_minute: int | None = None) -> str:
+def add_key(
+    home: Path,
+    name: str,
+    scope: str,
+    per_minute: int | None = None,
+    principals: Sequence[str] = (),
+    acts_for_others: bool = False,
+) -> str:
     """A new key, which is shown this once and kept as a hash. Raises ConfigError for a name that is
-    taken or none, a scope that there is not, or a rate below one."""
+    taken or none, a scope that there is not, a rate below one, or a key that is bound to principals
+    and may do more than read as them."""
     if scope not in SCOPES:
         raise ConfigError(f"scope is {scope!r}: write one of {', '.join(SCOPES)}.")
+    if not all(map(str.strip, principals)):
+        raise ConfigError("principals of a key: a name is empty. Leave it out.")
+    if principals and (acts_for_others or scope != "read"):
+        raise ConfigError(
+            "A key that is bound to principals reads as them: its scope is read, and it acts for "
+            "nobody else."
+        )
     token = PREFIX + secrets.token_urlsafe(32)
     try:
         key = Key(
@@ -79,6 +106,8 @@ def add_key(home: Path, name: str, scope: str, per_minute: int | None = None) ->
             scope=scope,
             sha256=_hash(token).hex(),
             per_minute=per_minute,
+            principals=tuple(principals),
+            acts_for_others=acts_for_others,
             created_at=datetime.now(UTC),
         )
     except ValidationError as error:
@@ -171,12 +200,12 @@ class Keys:
         last key wants nobody in."""
         return not self._all() and not self._had_any
 
-    def check(self, token: str | None, scope: Scope) -> str:
-        """The name of the key; "" where none is needed. Raises Unauthorized without a key that is
+    def check(self, token: str | None, scope: Scope) -> Key | None:
+        """The key; None where none is needed. Raises Unauthorized without a key that is
         accepted, Forbidden if its scope is too small, TooManyRequests beyond its rate."""
         keys = self._all()
         if not keys and not self._had_any:
-            return ""
+            return None
         if token is None:
             raise Unauthorized(
                 f"This server needs a key. Set ${KEY_VARIABLE} to one that it has, which commands "
@@ -193,7 +222,7 @@ class Keys:
             raise Forbidden(f"The key {match.name!r} may {match.scope}; this takes {scope}.")
         if match.per_minute is not None:
             self._take(match, match.per_minute)
-        return match.name
+        return match
 
     def _take(self, key: Key, per_minute: int) -> None:
         now = self._clock()
@@ -242,16 +271,51 @@ def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:
 
 
 def authorize(request: Request, scope: Scope) -> None:
-    """Let a request go on whose key has `scope`, and note the key's name at it; once, so that it
+    """Let a request go on whose key has `scope`, and note the key at it; once, so that it
     counts once against the key's rate. Raises as `Keys.check`."""
     if hasattr(request.state, "key"):
         return
     keys: Keys = request.app.state.server.keys
     kind, token = get_authorization_scheme_param(request.headers.get("authorization"))
-    name = keys.check(token if kind.lower() == "bearer" and token else None, scope)
-    if not name and not keys.trusts_network:  # no key was asked for
+    key = keys.check(token if kind.lower() == "bearer" and token else None, scope)
+    if key is None and not keys.trusts_network:  # no key was asked for
         _require_local(request)
-    request.state.key = name
+    request.state.key = key
+
+
+def principals_of(request: Request) -> tuple[str, ...] | None:
+    """For whom a request reads; None where it does not say, which a pipeline with permissions
+    refuses. Raises Forbidden for principals that its key may not act for."""
+    key: Key | None = request.state.key
+    header = request.headers.get(PRINCIPALS_HEADER)
+    stated = None if header is None else principals_in(header)
+    if key is None or key.name == UNNAMED or key.acts_for_others:
+        return stated or None
+    if not key.principals:
+        if stated is not None:
+            raise Forbidden(
+                f"{PRINCIPALS_HEADER}: the key {key.name!r} acts for nobody else. Make one that does: "
+                "`embedding-pipelines keys --add NAME --acts-for-others`."
+            )
+        return None
+    if others := set(stated or ()).difference(key.principals):
+        raise Forbidden(
+            f"{PRINCIPALS_HEADER}: the key {key.name!r} does not read for {sorted(others)[0]!r}."
+        )
+    return stated or key.principals
+
+
+def has_own_key(request: Request) -> bool:
+    """Whether a request came with the server's own key, $EMBEDDING_API_KEY."""
+    key: Key | None = request.state.key
+    return key is not None and key.name == UNNAMED
+
+
+def reads_sentences(request: Request) -> bool:
+    """Whether a request may read what runs and checks say of a pipeline with permissions, which
+    quotes documents: a key that only reads, and for itself, may not."""
+    key: Key | None = request.state.key
+    return key is None or key.scope != "read" or key.acts_for_others
 
 
 def is_loopback(host: str) -> bool:

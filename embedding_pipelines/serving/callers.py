@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from fastapi import Depends, Header, Request
 
+from embedding_pipelines.serving.auth import principals_of
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import (
     MAX_TIMEOUT_SECONDS,
@@ -37,6 +38,11 @@ class Caller:
     def server(self) -> Server:
         server: Server = self._request.app.state.server
         return server
+
+    @property
+    def principals(self) -> tuple[str, ...] | None:
+        """For whom it reads. Raises as `auth.principals_of`."""
+        return principals_of(self._request)
 
     @property
     def seconds_left(self) -> float:

@@ -28,6 +28,7 @@ from embedding_pipelines.serving.wire import (
     KEY_OF_REQUEST,
     KEY_VARIABLE,
     MAX_IMAGE_BYTES,
+    PRINCIPALS_HEADER,
     BadRequest,
     CreatedReply,
     DeletedReply,
@@ -41,6 +42,7 @@ from embedding_pipelines.serving.wire import (
     SearchAnswers,
     ServingError,
     Unavailable,
+    principals_header,
 )
 
 if TYPE_CHECKING:
@@ -83,11 +85,14 @@ class _Client:
         api_key: str | None = None,
         server: str = DEFAULT_SERVER,
         *,
+        principals: Sequence[str] | None = None,
         timeout_seconds: float = 60.0,
         retries: int = RETRIES,
     ) -> None:
-        """`api_key`: None takes $EMBEDDING_API_KEY, and sends none if that is not set. `retries`:
-        how often a request is tried again. Raises BadRequest for a key or an address that is none.
+        """`api_key`: None takes $EMBEDDING_API_KEY, and sends none if that is not set. `principals`:
+        for whom pipelines with permissions are read; the key has to act for others. `retries`: how
+        often a request is tried again. Raises BadRequest for a key, an address or principals that are
+        none.
         """
         key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
         if not all("!" <= letter <= "~" for letter in key):
@@ -101,7 +106,7 @@ class _Client:
         self._has_answered = False  # the server, so that it will be there again
         self._options: dict[str, Any] = {
             "base_url": self.server,
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "headers": ({"Authorization": f"Bearer {key}"} if key else {}) | _for(principals),
             "timeout": timeout_seconds,
         }
 
@@ -165,12 +170,19 @@ class EmbeddingPipelines(_Client):
         api_key: str | None = None,
         server: str = DEFAULT_SERVER,
         *,
+        principals: Sequence[str] | None = None,
         timeout_seconds: float = 60.0,
         retries: int = RETRIES,
     ) -> None:
         import httpx2
 
-        super().__init__(api_key, server, timeout_seconds=timeout_seconds, retries=retries)
+        super().__init__(
+            api_key,
+            server,
+            principals=principals,
+            timeout_seconds=timeout_seconds,
+            retries=retries,
+        )
         self._http = httpx2.Client(**self._options)
 
     def close(self) -> None:
@@ -272,14 +284,17 @@ class EmbeddingPipelines(_Client):
         mode: str | None = None,
         rerank: bool | None = None,
         truncate: bool = False,
+        principals: Sequence[str] | None = None,
     ) -> SearchAnswer | SearchAnswers:
         """The best chunks for a query, or for each of many. `pipeline`: its number or name; None:
         the only one. `filter`: a condition such as `price < 9`, or columns with what they are.
         `image`: in place of a query, the path of an image or the bytes of its file. `mode`: vector,
         text or hybrid; None: as the pipeline says. `rerank`: whether a cross-encoder orders the
         hits; None: as the pipeline says. `truncate`: search with the beginning of a query that is
-        too long. Raises OSError for an image that cannot be read."""
-        return self._send(search(pipeline, query, k, filter, image, mode, rerank, truncate))
+        too long. `principals`: for whom, where the pipeline has permissions; None: those of this
+        client. Raises OSError for an image that cannot be read."""
+        given = (pipeline, query, k, filter, image, mode, rerank, truncate, principals)
+        return self._send(search(*given))
 
     def metrics(self) -> str:
         """What a monitor watches, in Prometheus' text format."""
@@ -317,12 +332,19 @@ class AsyncEmbeddingPipelines(_Client):
         api_key: str | None = None,
         server: str = DEFAULT_SERVER,
         *,
+        principals: Sequence[str] | None = None,
         timeout_seconds: float = 60.0,
         retries: int = RETRIES,
     ) -> None:
         import httpx2
 
-        super().__init__(api_key, server, timeout_seconds=timeout_seconds, retries=retries)
+        super().__init__(
+            api_key,
+            server,
+            principals=principals,
+            timeout_seconds=timeout_seconds,
+            retries=retries,
+        )
         self._http = httpx2.AsyncClient(**self._options)
 
     async def aclose(self) -> None:
@@ -405,8 +427,9 @@ class AsyncEmbeddingPipelines(_Client):
         mode: str | None = None,
         rerank: bool | None = None,
         truncate: bool = False,
+        principals: Sequence[str] | None = None,
     ) -> SearchAnswer | SearchAnswers:
-        given = (pipeline, query, k, filter, image, mode, rerank, truncate)
+        given = (pipeline, query, k, filter, image, mode, rerank, truncate, principals)
         return await self._send(await asyncio.to_thread(search, *given))  # it may read a file
 
     async def metrics(self) -> str:
@@ -510,6 +533,7 @@ def search(
     mode: str | None,
     rerank: bool | None,
     truncate: bool,
+    principals: Sequence[str] | None,
 ) -> Call[SearchAnswer | SearchAnswers]:
     if (query is None) == (image is None):
         raise BadRequest("search: give either a query or an image.")
@@ -526,7 +550,12 @@ def search(
     }
     body = {name: value for name, value in values.items() if value is not None}
     kind: type[SearchAnswer | SearchAnswers] = SearchAnswer if is_one else SearchAnswers
-    return Call("POST", "/search", _as(kind), body)
+    return Call("POST", "/search", _as(kind), body, headers=_for(principals))
+
+
+def _for(principals: Sequence[str] | None) -> dict[str, str]:
+    """The header that says for whom a request reads."""
+    return {} if principals is None else {PRINCIPALS_HEADER: principals_header(principals)}
 
 
 def _data_url(image: "str | os.PathLike[str] | bytes") -> str:

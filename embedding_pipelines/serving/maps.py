@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from embedding_pipelines.access import Visible
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import Release, find_released, live_release
@@ -30,16 +31,18 @@ class Maps:
         self._maps: dict[str, tuple[Release, MapResponse]] = {}
         self._thread = ThreadPoolExecutor(1, "map")  # its own: searches need the others
 
-    async def get(self, pipeline: str) -> MapResponse:
-        """The map of the live release, without documents that were replaced or deleted since.
-        Raises ConfigError for a pipeline that there is not, ReleaseError without a release."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._get, pipeline)
+    async def get(self, pipeline: str, visible: Visible | None = None) -> MapResponse:
+        """The map of the live release, without documents that were replaced or deleted since, or are
+        not `visible`. Raises ConfigError for a pipeline that there is not, ReleaseError without a
+        release."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._get, pipeline, visible)
 
     def close(self) -> None:
         """Waits for the map that is made."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _get(self, pipeline: str) -> MapResponse:
+    def _get(self, pipeline: str, visible: Visible | None) -> MapResponse:
         name = find_released(self._warehouse, pipeline)
         folder = self._warehouse.pipeline(name)
         release = live_release(folder)
@@ -64,6 +67,10 @@ class Maps:
         log = pushed_log(self._warehouse, name)
         words = {change.id: change.kind for _, change in log.changes(release.pushed)}
         hidden = {document for document, kind in words.items() if kind != "withdraw"}
+        if visible is not None:
+            hidden |= {each for each in places.documents if each not in visible}
+            places = _without(places, hidden)  # nor how many others there are
+            return places.model_copy(update={"rows": len(places.chunks)})
         return _without(places, hidden) if hidden else places
 
 

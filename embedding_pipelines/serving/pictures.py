@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_pipelines import images
+from embedding_pipelines.access import Principals
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.extras import need
 from embedding_pipelines.images import ImageError, Pixels, Resize
@@ -74,15 +75,19 @@ class Pictures:
         return np.stack(squares)
 
     async def thumbnail(
-        self, searcher: "Searcher", document: str, known: str = ""
+        self,
+        searcher: "Searcher",
+        document: str,
+        known: str = "",
+        principals: Principals = None,
     ) -> tuple[str, bytes | None]:
         """The ETag, and a JPEG, of the image that a document of the live release is, THUMBNAIL_SIDE
         pixels at most; no JPEG where its ETag is among those that the caller has (`known`).
 
         Raises NotFound for a document that is none of it, or no image, or whose image has changed
-        since; TooManyRequests if too many wait.
+        since, or is not for these principals; TooManyRequests if too many wait.
         """
-        found = await asyncio.to_thread(searcher.image_of, document)
+        found = await asyncio.to_thread(searcher.image_of, document, principals)
         if found is None:
             raise NotFound(f"Document {document!r} is no image of the live release.")
         uri, digest = found

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from embedding_pipelines.access import Principals
 from embedding_pipelines.embedding.texts import TooLong
-from embedding_pipelines.errors import ConfigError, did_you_mean
+from embedding_pipelines.errors import ConfigError, ReleaseError, did_you_mean
 from embedding_pipelines.ranking import Filter, order_of
 from embedding_pipelines.serving.models import ServedReranker
 from embedding_pipelines.serving.server import Server
@@ -17,7 +18,7 @@ from embedding_pipelines.spec.search import Mode
 QUERIES_AT_ONCE = 32  # that are searched in one call
 
 if TYPE_CHECKING:
-    from embedding_pipelines.search import SearchResult
+    from embedding_pipelines.search import Searcher, SearchResult
 
 
 async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
@@ -60,6 +61,7 @@ async def search_pipeline(
     too_long: TooLong,
     rerank: bool | None = None,
     *,
+    principals: Principals = None,
     label: str = "query[{}]",
     seconds_left: float = math.inf,
 ) -> "Sequence[SearchResult]":
@@ -76,8 +78,10 @@ async def search_pipeline(
         has_texts_alone = await asyncio.to_thread(is_unreleased, server.warehouse, name, mode)
     if served and has_texts_alone:
         texts = await asyncio.to_thread(server.unreleased, served)
-        return [await asyncio.to_thread(texts.search, query, k, filter) for query in queries]
-    searcher = server.open_searcher(name) or await asyncio.to_thread(server.searcher, name)
+        return [
+            await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
+        ]
+    searcher = server.open_searcher(name) or await _searcher(server, name, principals)
     vectors = space = None
     notes: list[str] = []
     if searcher.mode(mode) != "text":
@@ -107,7 +111,14 @@ async def search_pipeline(
         some = slice(first, first + QUERIES_AT_ONCE)
         some_vectors = None if vectors is None else vectors[some]
         results += await asyncio.to_thread(
-            searcher.search_embedded, queries[some], some_vectors, space, most, filter, mode
+            searcher.search_embedded,
+            queries[some],
+            some_vectors,
+            space,
+            most,
+            filter,
+            mode,
+            principals,
         )
     for result in results:
         result.notes.extend(notes)
@@ -115,6 +126,23 @@ async def search_pipeline(
         clean = searcher.release.spec.preprocessing.clean.text
         results = [await _reranked(reranker, each, clean, k, seconds_left) for each in results]
     return results
+
+
+async def _searcher(server: Server, name: str, principals: Principals) -> "Searcher":
+    """A pipeline's searcher, once it is known that these principals may use it: before a query is
+    embedded. Raises as `Server.searcher` and `Access.visible`."""
+
+    def opened() -> "Searcher":
+        visible = server.access(name).visible(principals)
+        try:
+            return server.searcher(name)
+        except ReleaseError:
+            if visible is None:
+                raise
+            # What holds a candidate back quotes its documents.
+            raise ReleaseError(f"Pipeline {name!r} has no release yet.") from None
+
+    return await asyncio.to_thread(opened)
 
 
 async def _reranked(
@@ -140,11 +168,12 @@ async def search_by_image(
     k: int,
     filter: Filter | None,
     *,
+    principals: Principals = None,
     seconds_left: float = math.inf,
 ) -> "SearchResult":
     """What of a pipeline's live release is like an image, by its file. Raises BadRequest for what is
     no image and for a model that takes texts alone, else as `search_pipeline`."""
-    searcher = await asyncio.to_thread(server.searcher, name)
+    searcher = await _searcher(server, name, principals)
     model = next((each for each in server.models if each.model is searcher.model), None)
     if model is None:
         raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")
@@ -155,7 +184,7 @@ async def search_by_image(
     squares = await server.pictures.squares([data], model.model.resize, "image")
     embedded = await model.embed_images(squares, "interactive", seconds_left)
     return await asyncio.to_thread(
-        searcher.search_vector, embedded.vectors[0], embedded.space, k, filter
+        searcher.search_vector, embedded.vectors[0], embedded.space, k, filter, principals
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedding_pipelines.access import Access
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.errors import (
@@ -119,6 +120,7 @@ class Server:
         self._models: dict[str, ServedModel] = {}  # by their options as JSON
         self._opening_models = threading.Lock()
         self._searchers: dict[str, tuple[Release, Searcher]] = {}  # with what it was opened for
+        self._accesses: dict[str, Access] = {}  # by pipeline
         self._texts: dict[str, UnreleasedTexts] = {}  # of pipelines without a release
         self._opening_searchers = threading.Lock()
         self._memory = ThreadPoolExecutor(1, "memory")  # builds what is searched in memory
@@ -293,6 +295,17 @@ class Server:
                 self._searchers[name] = (release, searcher)
                 self._memory.submit(self._load_memory, name, searcher)
         return searcher
+
+    def access(self, pipeline: str) -> Access:
+        """The permissions of a pipeline, whether it has a release or not; to be called in a thread."""
+        served = self._served.get(pipeline)
+        live = served.release if served else None
+        released = live.spec.permissions if live else None
+        with self._opening_searchers:
+            access = self._accesses.get(pipeline)
+            if access is None or access.released != released:
+                self._accesses[pipeline] = access = Access(self.home, pipeline, released)
+        return access
 
     def unreleased(self, served: Served) -> "UnreleasedTexts":
         """The texts of a pipeline without a release, as they are cut now; to be called in a thread.

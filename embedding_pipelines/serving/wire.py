@@ -3,10 +3,11 @@
 Every error's body is `{"error": sentence}`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -20,8 +21,23 @@ MAX_IMAGES = 96  # of one request
 MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
 RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
+# For whom a request reads, where a pipeline has permissions: `ann, sales`, percent-encoded.
+PRINCIPALS_HEADER = "X-Principals"
 TIMEOUT_HEADER = "X-Request-Timeout"  # seconds after which the caller has no use for the answer
 MAX_TIMEOUT_SECONDS = 3_600.0
+
+
+def principals_header(principals: Iterable[str]) -> str:
+    """PRINCIPALS_HEADER of some principals. Raises BadRequest for what are no names."""
+    names = None if isinstance(principals, str) else list(principals)
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise BadRequest(f"principals is {principals!r}. Give a list of names: ['ann', 'sales'].")
+    return ", ".join(quote(name, safe=" !#$&'()*+/:;=?@[]") for name in names)
+
+
+def principals_in(header: str) -> tuple[str, ...]:
+    """What PRINCIPALS_HEADER says."""
+    return tuple(name for part in header.split(",") if (name := unquote(part.strip())))
 
 
 def timeout_of(header: str) -> float | None:

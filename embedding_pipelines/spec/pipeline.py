@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -32,6 +33,7 @@ from embedding_pipelines.sources.base import FileSource, Source
 from embedding_pipelines.sources.events import ADDRESS
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
 from embedding_pipelines.spec.output import output_problem
+from embedding_pipelines.spec.permissions import as_source, as_written
 from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.spec.search import Search
 from embedding_pipelines.stores.base import Store
@@ -71,7 +73,12 @@ OWNER = re.compile(  # what Dagster accepts
 
 # What may hold secrets: it is stored as it is written, and its variables are replaced when the model,
 # or the connection to a database, opens.
-KEPT_AS_WRITTEN = (("model", "options"), ("model", "gen_params"), ("source", "url"))
+KEPT_AS_WRITTEN = (
+    ("model", "options"),
+    ("model", "gen_params"),
+    ("source", "url"),
+    ("permissions", "url"),
+)
 
 
 def _model(value: Any) -> Any:
@@ -121,6 +128,8 @@ class PipelineSpec(BaseModel):
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
     receipts: ReceiptOptions = ReceiptOptions()
+    # Who may see which document: a source of ids and principals, whose `text` are the principals.
+    permissions: Annotated[AnySource | None, BeforeValidator(as_source)] = None
     budget: Budget | None = None
     schedule: str | None = None
     events: str | None = None  # the queue that the notifications of the source's bucket go to
@@ -238,6 +247,10 @@ class PipelineSpec(BaseModel):
         if problem := output_problem(output, source, Path("/the-home-of-this-pipeline")):
             raise ValueError(problem)
         return output
+
+    @field_serializer("permissions")
+    def _write_permissions(self, permissions: Source | None) -> dict[str, Any] | None:
+        return None if permissions is None else as_written(permissions)
 
     @field_validator("owners")
     @classmethod

@@ -41,7 +41,8 @@ class ReleaseStep(Step):
     )
 
     def configuration(self, spec: PipelineSpec) -> str:
-        return fingerprint(spec.evaluation, spec.store, spec.search)
+        own = [] if spec.permissions is None else [spec.permissions]
+        return fingerprint(spec.evaluation, spec.store, spec.search, *own)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         """The newest release is live and serves what a run would release now."""

@@ -36,6 +36,7 @@ class Searchable(Protocol):
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table: ...
 
     def search_text(
@@ -45,6 +46,7 @@ class Searchable(Protocol):
         filter: str | None,
         version: int,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table: ...
 
 
@@ -137,13 +139,14 @@ class Table(ABC):
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
         `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is a condition on
         ids, text and metadata (`filters.py`). With `rescoring` the rows also hold the table's
         `rescoring_vector`. `names` says what columns of the source are called in the table, for
-        the StoreError that a wrong filter raises.
+        the StoreError that a wrong filter raises. `only`: no rows but those of these documents.
         """
 
     @abstractmethod
@@ -154,6 +157,7 @@ class Table(ABC):
         filter: str | None,
         version: int,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table:
         """The `k` rows whose texts have the words of `text` by BM25, best first, without the vector
         and with `_score` float32; fewer if fewer have one. The rest is as in `search`."""

@@ -351,11 +351,10 @@ class LanceTable(Table):
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table:
         snapshot = self._snapshot(version)
-        where = None
-        if filter is not None:
-            where = store_filter(filter, snapshot.schema, snapshot.columns, names)
+        where = _condition(snapshot, filter, names, only)
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         try:
             if snapshot.is_int8:
@@ -377,11 +376,10 @@ class LanceTable(Table):
         filter: str | None,
         version: int,
         names: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None,
     ) -> pa.Table:
         snapshot = self._snapshot(version)
-        where = None
-        if filter is not None:
-            where = store_filter(filter, snapshot.schema, snapshot.columns, names)
+        where = _condition(snapshot, filter, names, only)
         try:
             return snapshot.by_text(text, k, where, snapshot.columns)
         except (RuntimeError, ValueError, OSError) as error:
@@ -582,6 +580,23 @@ class MemoryTable(LanceTable):
 
     def _snapshot(self, version: int) -> Snapshot:
         return self._memory
+
+
+def _condition(
+    snapshot: Snapshot,
+    filter: str | None,
+    names: Mapping[str, str] | None,
+    only: Sequence[str] | None,
+) -> str | None:
+    """A filter in the store's SQL, which holds of no document but some. It is read as a whole before
+    anything is put beside it."""
+    parts = []
+    if filter is not None:
+        parts.append(f"({store_filter(filter, snapshot.schema, snapshot.columns, names)})")
+    if only is not None:
+        ids = ", ".join(map(quote_text, only))
+        parts.append(f"document_id IN ({ids})" if only else "false")
+    return " AND ".join(parts) or None
 
 
 def _set_aside(manifest: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines_tests.commands import Command
-from embedding_pipelines_tests.explore.topics import ODD, write_topics
+from embedding_pipelines_tests.explore.topics import ODD, PIPELINE, write_topics
 
 
 def result_of(out: str) -> dict[str, Any]:
@@ -150,3 +150,62 @@ def test_classify_is_a_line_for_each_text(command: Command) -> None:
     value = result_of(said.out)
     assert value.keys() == {"text", "label", "share", "votes", "neighbours"}
     assert value["label"] == "drinks"
+
+
+PERMISSIONS = "permissions: {kind: csv, path: acl.csv, id: document}\n"
+
+
+@pytest.fixture(scope="module")
+def permitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("permitted")
+    write_topics(home, PIPELINE + PERMISSIONS)
+    rows = [f"animals-{number},ann" for number in range(30)] + ["drinks-1,bob"]
+    (home / "acl.csv").write_text("\n".join(["document,principals", *rows, ""]))
+    return home
+
+
+def test_what_is_read_is_for_the_principals_that_are_said(
+    permitted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(permitted))
+    command, file = Command(monkeypatch, capsys), tmp_path / "rows.csv"
+    (result,) = command("search", "p", "tea coffee", "-k", "50", "--as", "bob", "--json").results
+    assert [hit["document_id"] for hit in result["hits"]] == ["drinks-1"]
+    (result,) = command("search", "p", "tea", "-k", "50", "--as-operator", "--json").results
+    assert len(result["hits"]) == 50
+    (result,) = command(
+        *("search", "p", "--like", "animals-1", "-k", "50", "--as", "ann", "--as", "bob", "--json")
+    ).results
+    assert len(result["hits"]) == 30
+    assert (
+        "no document 'drinks-2'" in command("search", "p", "--like", "drinks-2", "--as", "ann").err
+    )
+    for each in (("clusters", "-k", "2", "--to", str(file)), ("outliers", "--to", str(file))):
+        assert command(each[0], "p", *each[1:], "--as", "ann").code == 0
+        assert set(pd.read_csv(file)["document_id"]) <= {f"animals-{n}" for n in range(30)}
+    (result,) = command(
+        "classify", "p", "wine", "--label", "topic", "--as", "ann", "--json"
+    ).results
+    assert (result["label"], result["share"]) == ("animals", 1.0)
+    for kind in ("parquet", "npy", "atlas"):
+        out = tmp_path / kind
+        (about,) = command(
+            "export", "p", "--to", kind, "--out", str(out), "--as", "ann", "--json"
+        ).results
+        assert about["rows"] == 30
+    assert set(pd.read_parquet(tmp_path / "atlas" / "atlas.parquet")["document_id"]) == {
+        f"animals-{n}" for n in range(30)
+    }
+    for arguments in (
+        ("search", "p", "tea"),
+        ("search", "p", "--like", "animals-1"),
+        ("clusters", "p"),
+        ("outliers", "p"),
+        ("classify", "p", "wine", "--label", "topic"),
+        ("export", "p", "--to", "npy"),
+    ):
+        assert "has permissions, so say for whom" in command(*arguments).err, arguments
+    assert "not both" in command("search", "p", "tea", "--as", "ann", "--as-operator").err

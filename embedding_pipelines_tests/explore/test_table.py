@@ -6,8 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
-from embedding_pipelines.explore.table import LiveTable, load_table
+from embedding_pipelines.access import OPERATOR
+from embedding_pipelines.errors import (
+    ConfigError,
+    PermissionsError,
+    PermissionsLostError,
+    ReleaseError,
+    StoreError,
+)
+from embedding_pipelines.explore.table import LiveTable, load_table, load_vectors
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.vectors import to_matrix
 from embedding_pipelines_tests.chain import hashing, live_rows, run_steps, write_csv, write_pipeline
@@ -113,3 +120,23 @@ def test_what_is_not_there_is_a_readable_error(home: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[explore\]'"):
         load_table(home, "p")
+
+
+def test_a_table_is_of_what_its_reader_may_see(home: Path) -> None:
+    section = "permissions: {kind: csv, path: acl.csv, id: document}\n"
+    write_topics(home, PIPELINE + section)
+    rows = [f"animals-{number},ann" for number in range(40)]
+    (home / "acl.csv").write_text("\n".join(["document,principals", *rows, ""]))
+    frame = load_table(home, "p", principals=["ann"])
+    assert set(frame["topic"]) == {"animals"}
+    assert load_vectors(home, "p", principals=["ann"]).shape == (len(frame), 64)
+    assert len(load_table(home, "p", None, principals=["nobody"])) == 0
+    assert len(load_table(home, "p", None, principals=OPERATOR)) == 123
+    table = LiveTable(home, "p", ["ann"])
+    numbers, sample = table.sample(7, "stored", ["document_id"])
+    assert (table.rows, len(numbers), len(sample)) == (40, 7, 7)
+    with pytest.raises(PermissionsError, match="say for whom"):
+        load_table(home, "p")
+    (home / "acl.csv").unlink()
+    with pytest.raises(PermissionsLostError, match="answers nothing"):
+        load_vectors(home, "p", principals=["ann"])

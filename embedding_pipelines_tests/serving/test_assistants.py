@@ -16,22 +16,26 @@ from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
 from typer.main import get_command
 
+from embedding_pipelines.access import Principals
 from embedding_pipelines.cli.main import app
 from embedding_pipelines.serving.assistants import assistants_server
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.server import REFRESH_SECONDS, Server
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE
+from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.homes import build
 
 SKILL = Path(__file__).parents[2] / "skills" / "embedding-pipelines" / "SKILL.md"
 
 
-def ask(home: Path, work: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
+def ask(
+    home: Path, work: Callable[[Client], Coroutine[Any, Any, Any]], principals: Principals = None
+) -> Any:
     """What `work` comes to with a client of a home's tools."""
 
     async def use() -> Any:
-        async with Client(assistants_server(Server(home, Keys()))) as client:
+        async with Client(assistants_server(Server(home, Keys()), principals)) as client:
             return await work(client)
 
     return asyncio.run(use())
@@ -58,6 +62,25 @@ def test_a_search_finds_passages_with_their_documents(built_home: Path) -> None:
     assert result.structured_content is not None
     (hit,) = result.structured_content["hits"]
     assert (hit["document_id"], hit["text"], hit["metadata"]) == ("1", "red fox", {"cat": "animal"})
+
+
+def test_an_assistant_reads_for_its_principals(tmp_path: Path) -> None:
+    home = build(tmp_path)
+    section = "permissions: {kind: csv, path: acl.csv, id: document}\n"
+    write_pipeline(home, "things", HASHING + section)
+    (home / "acl.csv").write_text("document,principals\n2,ann\n")
+
+    async def work(client: Client) -> tuple[CallToolResult, CallToolResult]:
+        found = await client.call_tool("search", {"pipeline": "things", "query": "red fox"})
+        return found, await client.call_tool("status", {"pipeline": "things"})
+
+    found, status = ask(home, work, ["ann"])
+    assert [hit["document_id"] for hit in found.structured_content["hits"]] == ["2"]
+    assert "freshness" not in said(status)
+    found, status = ask(home, work)
+    assert found.is_error
+    assert "say for whom it is read" in said(found)
+    assert "freshness" not in said(status)
 
 
 def test_a_search_is_one_of_the_newest_release(tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ from fastapi.testclient import TestClient
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.serving import auth
 from embedding_pipelines.serving.api import create_app
-from embedding_pipelines.serving.auth import Keys, add_key, keys_file, read_keys, remove_key
+from embedding_pipelines.serving.auth import Key, Keys, add_key, keys_file, read_keys, remove_key
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import Forbidden, TooManyRequests, Unauthorized
 from embedding_pipelines_tests.serving.homes import client_of
+
+
+def name_of(key: Key | None) -> str:
+    return "" if key is None else key.name
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic YTpi"])
@@ -46,9 +50,9 @@ def test_keys_are_kept_as_hashes(tmp_path: Path) -> None:
 def test_each_scope_has_those_before_it(tmp_path: Path) -> None:
     tokens = {scope: add_key(tmp_path, scope, scope) for scope in auth.SCOPES}
     keys = Keys("own", tmp_path)
-    assert keys.check("own", "admin") == "EMBEDDING_API_KEY"
-    assert keys.check(tokens["admin"], "admin") == "admin"
-    assert keys.check(tokens["write"], "read") == "write"
+    assert name_of(keys.check("own", "admin")) == "EMBEDDING_API_KEY"
+    assert name_of(keys.check(tokens["admin"], "admin")) == "admin"
+    assert name_of(keys.check(tokens["write"], "read")) == "write"
     with pytest.raises(Forbidden, match="'read' may read; this takes write"):
         keys.check(tokens["read"], "write")
     with pytest.raises(Forbidden):
@@ -61,7 +65,7 @@ def test_a_key_counts_from_when_it_is_added_until_it_is_removed(tmp_path: Path) 
     first = add_key(tmp_path, "first", "read")
     assert not keys.is_open
     second = add_key(tmp_path, "second", "write")
-    assert keys.check(second, "write") == "second"
+    assert name_of(keys.check(second, "write")) == "second"
     remove_key(tmp_path, "second")
     with pytest.raises(Unauthorized):
         keys.check(second, "read")
@@ -197,7 +201,8 @@ def test_a_server_without_keys_answers_no_page_of_another_site(
 def test_the_file_of_keys_is_whole_json_for_its_owner(tmp_path: Path) -> None:
     add_key(tmp_path, "a", "read")
     (kept,) = json.loads(keys_file(tmp_path).read_text())["keys"]
-    assert kept.keys() == {"name", "scope", "sha256", "per_minute", "created_at"}
+    names = {"name", "scope", "sha256", "per_minute", "principals", "acts_for_others", "created_at"}
+    assert kept.keys() == names
 
 
 def test_where_the_network_is_trusted_any_name_will_do(built_home: Path) -> None:
@@ -205,3 +210,13 @@ def test_where_the_network_is_trusted_any_name_will_do(built_home: Path) -> None
     with TestClient(app) as client:
         headers = {"Host": "runtime.sagemaker.eu-central-1.amazonaws.com"}
         assert client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_a_key_that_is_bound_to_principals_only_reads(tmp_path: Path) -> None:
+    add_key(tmp_path, "ann", "read", principals=["ann", "sales"])
+    assert read_keys(tmp_path)[0].principals == ("ann", "sales")
+    for scope, acts in (("write", False), ("admin", False), ("read", True)):
+        with pytest.raises(ConfigError, match="its scope is read, and it acts for nobody else"):
+            add_key(tmp_path, "x", scope, principals=["ann"], acts_for_others=acts)
+    with pytest.raises(ConfigError, match="a name is empty"):
+        add_key(tmp_path, "x", "read", principals=[" "])

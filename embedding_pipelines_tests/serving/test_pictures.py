@@ -110,6 +110,24 @@ def test_the_client_and_the_command_send_an_image(
 
 
 @pytest.mark.slow
+def test_images_and_thumbnails_are_of_what_may_be_seen(viewer: TestClient, photos: Path) -> None:
+    section = "permissions: {kind: csv, path: acl.csv, id: document}\n"
+    write_pipeline(photos, "photos", PHOTOS + section)
+    (photos / "acl.csv").write_text("document,principals\nred.png,ann\n")
+    headers, path = {"X-Principals": "ann"}, "/page/thumbnail?pipeline=photos&document="
+    try:
+        body = {"image": data_url(drawn(COLOURS["blue"])), "k": 3}
+        hits = viewer.post("/search", json=body, headers=headers).json()["hits"]
+        assert [hit["document_id"] for hit in hits] == ["red.png"]
+        assert viewer.post("/search", json=body).status_code == 403
+        for name, status in (("red.png", 200), ("blue.png", 404)):
+            assert viewer.get(f"{path}{name}", headers=headers).status_code == status
+        assert viewer.get(f"{path}red.png").status_code == 403
+    finally:
+        write_pipeline(photos, "photos", PHOTOS)
+
+
+@pytest.mark.slow
 def test_images_are_embedded_beside_texts(viewer: TestClient) -> None:
     red = data_url(drawn(COLOURS["red"]))
     reply = viewer.post("/v2/embed", json={"images": [red, red], "input_type": "image"})

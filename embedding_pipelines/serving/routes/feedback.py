@@ -3,11 +3,11 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path
 
 from embedding_pipelines.serving.auth import allow
+from embedding_pipelines.serving.callers import AnyCaller
 from embedding_pipelines.serving.searching import find_pipeline
-from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import ErrorBody, FeedbackReply, FeedbackRequest, NotFound
 from embedding_pipelines.storage.receipts import CLICK, Receipts
 
@@ -21,16 +21,18 @@ router = APIRouter(tags=["search"], dependencies=[Depends(allow("read"))])
 async def feedback(
     pipeline_id: Annotated[str, Path(description="The pipeline's number, or its name.")],
     body: FeedbackRequest,
-    request: Request,
+    caller: AnyCaller,
 ) -> FeedbackReply:
     """Rate a document for a search that has a receipt, or say that it was clicked."""
-    server: Server = request.app.state.server
+    server = caller.server
     name = await find_pipeline(server, pipeline_id)
 
     def write() -> None:
+        visible = server.access(name).visible(caller.principals)
+        is_visible = visible is None or body.document_id in visible
         receipts = Receipts(server.warehouse.pipeline(name).folder)
         rating = CLICK if body.rating is None else body.rating
-        if not receipts.rate(body.receipt_id, body.document_id, rating):
+        if not is_visible or not receipts.rate(body.receipt_id, body.document_id, rating):
             raise NotFound(
                 f"Pipeline {name!r} has no receipt {body.receipt_id!r} that shows document "
                 f"{body.document_id[:80]!r}. Send the receipt_id of a search's reply and one of its "

@@ -12,7 +12,7 @@ from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller
 from embedding_pipelines.serving.searching import find_pipeline
 from embedding_pipelines.serving.server import Server
-from embedding_pipelines.serving.wire import MapResponse, PagePipeline
+from embedding_pipelines.serving.wire import PRINCIPALS_HEADER, MapResponse, PagePipeline
 
 router = APIRouter(tags=["search page"])
 reader = [Depends(allow("read"))]
@@ -105,11 +105,12 @@ async def thumbnail(
     server = caller.server
     name = await find_pipeline(server, pipeline)
     searcher = await asyncio.to_thread(server.searcher, name)
-    etag, data = await caller.wait_for(server.pictures.thumbnail(searcher, document, known))
+    picture = server.pictures.thumbnail(searcher, document, known, caller.principals)
+    etag, data = await caller.wait_for(picture)
     headers = {
         "Cache-Control": "private, no-cache",
         "ETag": etag,
-        "Vary": "Authorization",
+        "Vary": f"Authorization, {PRINCIPALS_HEADER}",
         "X-Content-Type-Options": "nosniff",
     }
     if data is None:
@@ -118,7 +119,10 @@ async def thumbnail(
 
 
 @router.get("/page/map", dependencies=reader)
-async def map_of(pipeline: Annotated[str, Query()], request: Request) -> MapResponse:
-    """Where each chunk of a pipeline's live release stands on a plane; 50,000 at most."""
-    server: Server = request.app.state.server
-    return await server.maps.get(pipeline)
+async def map_of(pipeline: Annotated[str, Query()], caller: AnyCaller) -> MapResponse:
+    """Where each chunk of a pipeline's live release stands on a plane; 50,000 at most. Chunks that
+    the sender may not see are left out."""
+    server = caller.server
+    name = await find_pipeline(server, pipeline)
+    visible = await asyncio.to_thread(server.access(name).visible, caller.principals)
+    return await server.maps.get(name, visible)

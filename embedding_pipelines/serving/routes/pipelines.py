@@ -15,8 +15,8 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import JsonValue
 
-from embedding_pipelines.errors import ConfigError, ExistsError
-from embedding_pipelines.serving.auth import UNNAMED, allow
+from embedding_pipelines.errors import ConfigError, ExistsError, PermissionsError
+from embedding_pipelines.serving.auth import allow, has_own_key, reads_sentences
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import (
@@ -44,6 +44,8 @@ from embedding_pipelines.status import check_filter, list_status
 
 PATH = "/api/embedding-pipelines"
 NUMBER = re.compile(r"[0-9]{1,9}")
+# Of a status: what quotes documents, whose pipelines may have permissions.
+SENTENCES = ("freshness", "source", "last_error", "held_back", "forced", "problem")
 AUTO, AUTO_FLOOR = "auto", 0.99
 ABSENT: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "There is no such pipeline or run"}
@@ -156,7 +158,7 @@ def deploy(
     name, number = _find(request, str(body.id))
     live_release(_server(request).warehouse.pipeline(name))
     target_of(body.endpoint)
-    options = {"endpoint": body.endpoint, "sends_key": request.state.key == UNNAMED}
+    options = {"endpoint": body.endpoint, "sends_key": has_own_key(request)}
     return _start(request, response, name, number, "deploy", options, key)
 
 
@@ -180,14 +182,14 @@ def undeploy(
         raise BadRequest(
             f"Pipeline {name!r} is deployed to {', '.join(places)}. Name one of these."
         )
-    options = {"endpoint": body.endpoint, "sends_key": request.state.key == UNNAMED}
+    options = {"endpoint": body.endpoint, "sends_key": has_own_key(request)}
     return _start(request, response, name, number, "undeploy", options, key)
 
 
 @router.get("/runs/{run_id}", responses=ABSENT, dependencies=[Depends(allow("read"))])
 def get_run(run_id: Annotated[str, PathParameter(max_length=64)], request: Request) -> RunReply:
     """How a piece of long work stands."""
-    return _server(request).runs.get(run_id)
+    return _reply(request, _server(request).runs.get(run_id))
 
 
 @router.get("/{id}", responses=ABSENT, dependencies=[Depends(allow("read"))])
@@ -206,7 +208,8 @@ def list_runs(
     """The newest runs of a pipeline, whoever started them: also those of schedules, the command line
     and Dagster's interface."""
     name, _ = _find(request, id)
-    return RunsReply(runs=_server(request).runs.of(name, limit))
+    runs = _server(request).runs.of(name, limit)
+    return RunsReply(runs=[_reply(request, run) for run in runs])
 
 
 @router.post(
@@ -280,8 +283,29 @@ def _rows(request: Request, *names: str) -> list[PipelineReply]:
     for row in list_status(server.home, names or None):
         if server.runs.is_at_work(row["pipeline"]) and "building" not in row["states"]:
             row = row | {"status": "running", "states": [*row["states"], "building"]}
+        if _quotes_documents(request, row["pipeline"]):
+            row = {name: value for name, value in row.items() if name not in SENTENCES}
         rows.append(PipelineReply.model_validate(row))
     return rows
+
+
+def _reply(request: Request, run: RunReply) -> RunReply:
+    """A run as a request may read it."""
+    if not _quotes_documents(request, run.pipeline):
+        return run
+    error = run.error and "Whoever runs the server sees why."
+    return run.model_copy(update={"error": error, "result": {}})
+
+
+def _quotes_documents(request: Request, pipeline: str) -> bool:
+    """Whether sentences about a pipeline may quote documents that are not for whoever asks."""
+    if reads_sentences(request):
+        return False
+    server = _server(request)
+    try:
+        return server.access(pipeline).permissions() is not None
+    except PermissionsError:
+        return True
 
 
 def _find(request: Request, id: str, with_file: bool = False) -> tuple[str, int | None]:

@@ -48,6 +48,7 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     results = await caller.wait_for(
         search_pipeline(
             *(caller.server, name, queries, body.k, body.filter, body.mode, too_long, body.rerank),
+            principals=caller.principals,
             label="query" if isinstance(body.query, str) else "query[{}]",
             seconds_left=caller.seconds_left,
         )
@@ -86,7 +87,9 @@ async def _search_image(body: SearchRequest, image: str, caller: Caller) -> Resp
     name = await find_pipeline(caller.server, body.pipeline)
     result = await caller.wait_for(
         search_by_image(
-            caller.server, name, data, body.k, body.filter, seconds_left=caller.seconds_left
+            *(caller.server, name, data, body.k, body.filter),
+            principals=caller.principals,
+            seconds_left=caller.seconds_left,
         )
     )
     answer = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
