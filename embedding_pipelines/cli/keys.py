@@ -63,8 +63,8 @@ def keys(
         bound = principals or []
         token = add_key(home_folder(), add, scope, per_minute, bound, acts_for_others)
         lines = (f"{add}, {scope}:", token, "It is not shown again.")
-        result = {"name": add, "scope": scope, "key": token, "principals": bound}
-        result["acts_for_others"] = acts_for_others
+        whom = {"principals": bound, "acts_for_others": acts_for_others}
+        result = {"name": add, "scope": scope, "key": token, **whom}
         yield Output([result], partial(say, *lines))
         return
     if remove:
