@@ -18,12 +18,15 @@ def test_a_key_is_made_shown_once_and_removed(command: Command, home: Path) -> N
     said = command("keys", "--add", "page", "--scope", "read", "--per-minute", "60")
     assert said.code == 0, said.err
     token = said.out.splitlines()[1]
-    assert Keys(None, home).check(token, "read") == "page"
+    key = Keys(None, home).check(token, "read")
+    assert key is not None
+    assert key.name == "page"
     listed = command("keys")
     assert "page" in listed.out
     assert token not in listed.out
-    (key,) = command("keys", "--json").results
-    assert key.keys() == {"name", "scope", "per_minute", "created_at"}
+    (row,) = command("keys", "--json").results
+    names = {"name", "scope", "per_minute", "principals", "acts_for_others", "created_at"}
+    assert row.keys() == names
     assert command("keys", "--remove", "page").out == "page: removed\n"
     assert command("keys", "--json").results == []
 
@@ -40,3 +43,12 @@ def test_what_cannot_be_is_said(command: Command, home: Path, words: list[str], 
     said = command("keys", *words)
     assert said.code == 1
     assert error in said.err
+
+
+def test_a_key_is_bound_to_principals_or_acts_for_others(command: Command, home: Path) -> None:
+    (ann,) = command("keys", "--add", "ann", "--as", "ann", "--as", "sales", "--json").results
+    (shop,) = command("keys", "--add", "shop", "--acts-for-others", "--json").results
+    assert (ann["principals"], ann["acts_for_others"]) == (["ann", "sales"], False)
+    assert (shop["principals"], shop["acts_for_others"]) == ([], True)
+    said = command("keys", "--add", "x", "--as", "ann", "--scope", "write")
+    assert (said.code, "acts for nobody else" in " ".join(said.err.split())) == (1, True)

@@ -85,7 +85,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 CHANGES_NOTHING = {
     "budget", "name", "description", "owners", "output_dim", "schedule", "partitions", "seed",
     "evaluation", "optimized", "source.kind", "model.kind", "store.kind", "store.refine",
-    "store.nprobes", "search.language", "receipts", "events",
+    "store.nprobes", "search.language", "receipts", "events", "permissions",
     "engine", "output", "search.rerank", "search.rerank_candidates",
 }  # fmt: skip
 
