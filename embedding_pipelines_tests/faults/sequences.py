@@ -360,6 +360,15 @@ def edit(world: World, dice: random.Random) -> None:
             rows[name] = (name, text, f"c{dice.randrange(3)}", f"t{dice.randrange(3)}")
 
 
+def look(world: World, fault: Fault | None) -> list[str]:
+    """See what the pipeline holds and answers now; what goes wrong in that, in words."""
+    looked = in_child(partial(see, world.reader), world.folder)
+    if looked.traceback or looked.sentence:
+        return [f"({fault}) cannot be looked at: {looked.traceback or looked.sentence}"]
+    world.seen = looked.value
+    return []
+
+
 class Sequences:
     """Plays sequences in a folder; clean builds are kept, for they come again."""
 
@@ -427,6 +436,8 @@ class Sequences:
                 name = dice.choice(list(OPTIONS))
                 world.options[name] = dice.choice(OPTIONS[name])
             world.write()
+            if before.live is None:  # what has no release answers as its file says now
+                return look(world, None)
             return []
         fault, home = None, dice.choice(world.homes)
         if step.name in CALLS:
@@ -444,10 +455,9 @@ class Sequences:
             world.pushed.pop(ended.value, None)
         if step.name == "plan" and files != _stamps(warehouse):
             return ["a plan changed the warehouse"]
-        looked = in_child(partial(see, world.reader), world.folder)
-        if looked.traceback or looked.sentence:
-            return [f"({fault}) cannot be looked at: {looked.traceback or looked.sentence}"]
-        world.seen = seen = looked.value
+        if problems := look(world, fault):
+            return problems
+        seen = world.seen
         # Of a push that failed nobody can say whether it was in time.
         if not (ended.is_killed or ended.sentence) or seen.pushed == world.pushed | new:
             world.pushed |= new
