@@ -38,7 +38,7 @@ def forget_echoes(warehouse: Warehouse, name: str, forgotten: Forgotten) -> None
             cache.remove_many(
                 [
                     EmbeddingCache.key(space, kind, text)
-                    for space in _spaces(folder)
+                    for space in cache.spaces() | _spaces(folder)
                     for kind in ("document", "query")
                     for text in texts
                 ]

@@ -241,7 +241,7 @@ class BatchJobs:
         if len(texts) > 1 and (vectors == vectors[0]).all():
             faults = set(range(len(texts)))  # a direct request verifies the provider
         sound = [row for row in range(len(texts)) if row not in faults]
-        self._cache.put_many([keys[row] for row in sound], vectors[sound])
+        self._cache.put_many([keys[row] for row in sound], vectors[sound], self._space.id)
         self.rejected.update(keys[row] for row in faults)
 
     def _retry(

@@ -97,9 +97,9 @@ class EmbeddingCache:
         hits; all other misses are the caller's to embed. Here nobody else is."""
         return self.get_many(keys, dimensions), set()
 
-    def put_many(self, keys: Sequence[bytes], vectors: Vectors) -> None:
-        """File vectors float32[len(keys), d] in one transaction; after it returns a kill loses
-        nothing. Raises StoreError if the cache is read-only."""
+    def put_many(self, keys: Sequence[bytes], vectors: Vectors, space_id: str = "") -> None:
+        """File vectors float32[len(keys), d] in one transaction, and the space that they are of;
+        after it returns a kill loses nothing. Raises StoreError if the cache is read-only."""
         if self.read_only:
             raise StoreError(f"The cache {self.path} is open for reading only.")
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
@@ -112,6 +112,16 @@ class EmbeddingCache:
                 marks = ",".join(["(?,?,?)"] * len(part))
                 statement = f"INSERT OR REPLACE INTO vectors VALUES {marks}"
                 database.execute(statement, tuple(chain.from_iterable(part)))
+            if space_id:
+                database.execute("INSERT OR IGNORE INTO spaces VALUES (?)", (space_id,))
+
+    def spaces(self) -> set[str]:
+        """The ids of all spaces that vectors were ever filed in, whoever did it; without those of
+        an earlier version of this package, which kept no list."""
+        with self._open("read") as database:
+            if not _has_table(database, "spaces"):
+                return set()
+            return {name for (name,) in database.execute("SELECT id FROM spaces")}
 
     def remove_many(self, keys: Sequence[bytes]) -> tuple[int, bool]:
         """Forget these vectors, in one transaction; how many there were, and whether they are
@@ -252,7 +262,7 @@ class EmbeddingCache:
             raise ProviderError(
                 f"{name}: a vector is a row of finite numbers, not all 0. Nothing was stored."
             )
-        self.put_many([self.key(name, input_type, text)], row[None])
+        self.put_many([self.key(name, input_type, text)], row[None], name)
 
     def get_or_create(
         self,
@@ -390,6 +400,8 @@ def _create_table(database: sqlite3.Connection) -> None:
     database.execute(  # the day on which `expire` first saw that nobody uses a vector
         "CREATE TABLE IF NOT EXISTS unused (key BLOB PRIMARY KEY, since INTEGER NOT NULL)"
     )
+    # Keys do not tell their space, and `forget` has to find what a text has in any of them.
+    database.execute("CREATE TABLE IF NOT EXISTS spaces (id TEXT PRIMARY KEY)")
     if not _has_checksums(database):  # of an earlier version; its vectors have none
         with database:
             database.execute("BEGIN IMMEDIATE")

@@ -418,21 +418,23 @@ def _send(sender: Sender, cache: EmbeddingCache, request: BatchRequest) -> Respo
     finally:
         request.ended_at = time.perf_counter()
     request.faults = faulty_rows(response.vectors, request.inputs, sender.model.space)
-    _commit(cache, request, response)
+    _commit(cache, request, response, sender.model.space.id)
     return response
 
 
-def _commit(cache: EmbeddingCache, request: BatchRequest, response: Response) -> None:
+def _commit(
+    cache: EmbeddingCache, request: BatchRequest, response: Response, space_id: str
+) -> None:
     """The right vectors of a reply, and those of other spaces that came for nothing. Whoever wants
     one of these that is wrong requests it."""
     sound = [at for at in range(len(request.inputs)) if at not in request.faults]
     if sound:
         keys, vectors = [request.keys[at] for at in sound], response.vectors[sound]
-        cache.put_many(keys, vectors)
+        cache.put_many(keys, vectors, space_id)
     for space, copies in response.copies.items() if sound else ():
         with contextlib.suppress(ProviderError):  # of a wrong shape
             faults = faulty_rows(copies, request.inputs, space)
             right = [at for at in sound if at not in faults]
             texts = [request.inputs[at] for at in right]
             keys = [cache.key(space.id, request.input_type, text) for text in texts]
-            cache.put_many(keys, copies[right])
+            cache.put_many(keys, copies[right], space.id)

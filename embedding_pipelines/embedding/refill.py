@@ -59,6 +59,6 @@ def put(
         there = cache.get_many(keys, matrix.shape[1]) if only_missing else {}
         at = [row for row, key in enumerate(keys) if key not in there]
         if at:
-            cache.put_many([keys[row] for row in at], matrix[at])
+            cache.put_many([keys[row] for row in at], matrix[at], space_id)
         count += len(at)
     return count

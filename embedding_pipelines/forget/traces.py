@@ -101,10 +101,12 @@ def rows_of(batch: pa.RecordBatch | pa.Table, ids: Collection[str]) -> pa.Array:
 
 
 def cache_keys(run: Run, texts: Collection[str]) -> tuple[list[bytes], list[str]]:
-    """The keys of texts in the cache, in every space that the pipeline ever released or holds, and
-    in that of its model; and in a sentence each why a space is missing."""
+    """The keys of texts in the cache, in every space that anybody ever filed vectors in, as when models
+    were compared, that the pipeline ever released or holds, and in that of its model; and in a
+    sentence each why a space is missing."""
     folder, notes = run.folder, list[str]()
-    spaces = {release.space.with_codec(None).id for release in read_releases(folder).releases}
+    spaces = run.cache.spaces() if run.warehouse.cache.exists() else set()
+    spaces |= {release.space.with_codec(None).id for release in read_releases(folder).releases}
     spaces |= {str(line["space"]) for line in read_history(folder)[0] if "space" in line}
     for name in run.spec.partition_names:
         schema = folder.embeddings.schema(name)

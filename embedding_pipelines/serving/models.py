@@ -356,7 +356,7 @@ class ServedModel(Worker):
 
         def put() -> None:
             try:
-                cache.put_many(keys, vectors)
+                cache.put_many(keys, vectors, self.model.space.id)
             except EmbeddingPipelinesError as error:  # the vectors are right, and computed again
                 log.warning("%s", error)
 

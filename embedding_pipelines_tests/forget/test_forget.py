@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.deployments import Deployment, write_deployment
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import BusyError, ConfigError, DocumentError, StoreError
 from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.providers.clip import Clip
+from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report.page import write_report
@@ -130,6 +132,19 @@ def test_searches_that_quote_it_are_in_no_receipt_and_deployments_are_named(home
     assert [(each.query, each.documents) for each in receipts.read()[0]] == [("word3", ["id-3"])]
     assert others.read() == ([], [])
     assert any("deployed to http://there" in note for note in result.notes)
+
+
+def test_no_other_model_s_vector_of_it_stays_in_the_cache(home: Path) -> None:
+    """As it was compared with, or as a program filed it; one of another text stays."""
+    release(home, [*ROWS, ("ada", SECRET, "c")])
+    with run_of(home, "p") as run:
+        other = Hashing(dimensions=12).open(home)
+        embed_all([SECRET, "word3"], other, run.cache, "document")
+        run.cache.set(SECRET, "a program's own", [0.0, 1.0], "query")
+        forget(run, ["ada"], [])
+        assert run.cache.get(SECRET, other) is None
+        assert run.cache.get(SECRET, "a program's own", "query") is None
+        assert run.cache.get("word3", other) is not None
 
 
 def test_its_words_leave_the_full_text_index(home: Path) -> None:
