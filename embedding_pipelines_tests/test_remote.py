@@ -514,7 +514,7 @@ def test_what_quotes_a_text_that_is_forgotten_elsewhere_goes_while_the_text_is_a
             Receipts(folder).add(query, ["id-2"], release=1, mode="text", k=1, keeps_text=True)
     with run_of(two, "p") as run:
         keys = [run.cache.key(run.model.space.id, "query", text) for text in (secret, "milk")]
-        run.cache.put_many(keys, np.ones((2, run.model.space.dimensions), np.float32))
+        run.cache.put_many(keys, np.ones((2, run.model.space.dimensions), np.float32), "a space")
     report = warehouse.root / "reports" / "p.html"
     report.parent.mkdir()
     report.write_text(secret)

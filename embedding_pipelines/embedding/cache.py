@@ -97,7 +97,7 @@ class EmbeddingCache:
         hits; all other misses are the caller's to embed. Here nobody else is."""
         return self.get_many(keys, dimensions), set()
 
-    def put_many(self, keys: Sequence[bytes], vectors: Vectors, space_id: str = "") -> None:
+    def put_many(self, keys: Sequence[bytes], vectors: Vectors, space_id: str) -> None:
         """File vectors float32[len(keys), d] in one transaction, and the space that they are of;
         after it returns a kill loses nothing. Raises StoreError if the cache is read-only."""
         if self.read_only:
@@ -112,8 +112,7 @@ class EmbeddingCache:
                 marks = ",".join(["(?,?,?)"] * len(part))
                 statement = f"INSERT OR REPLACE INTO vectors VALUES {marks}"
                 database.execute(statement, tuple(chain.from_iterable(part)))
-            if space_id:
-                database.execute("INSERT OR IGNORE INTO spaces VALUES (?)", (space_id,))
+            database.execute("INSERT OR IGNORE INTO spaces VALUES (?)", (space_id,))
 
     def spaces(self) -> set[str]:
         """The ids of all spaces that vectors were ever filed in, whoever did it; without those of

@@ -90,8 +90,8 @@ class Hub:
     ) -> dict[bytes, Vectors]:
         return self._cache.get_many(keys, dimensions)
 
-    def put_many(self, worker: str, keys: Sequence[bytes], vectors: Vectors) -> None:
-        self._cache.put_many(keys, vectors)
+    def put_many(self, worker: str, keys: Sequence[bytes], vectors: Vectors, space_id: str) -> None:
+        self._cache.put_many(keys, vectors, space_id)
         for key in keys:
             owner = self._claims.pop(key, None)
             if owner is not None:
@@ -178,8 +178,9 @@ class SharedCache(EmbeddingCache):
         hits, vectors, elsewhere = self._hub.call("get_or_claim", keys, dimensions)
         return dict(zip(hits, vectors, strict=True)), elsewhere
 
-    def put_many(self, keys: Sequence[bytes], vectors: Vectors) -> None:
-        self._hub.call("put_many", list(keys), np.ascontiguousarray(vectors, np.float32))
+    def put_many(self, keys: Sequence[bytes], vectors: Vectors, space_id: str) -> None:
+        values = np.ascontiguousarray(vectors, np.float32)
+        self._hub.call("put_many", list(keys), values, space_id)
 
     def __enter__(self) -> Self:
         return self

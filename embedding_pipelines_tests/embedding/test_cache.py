@@ -48,8 +48,8 @@ def keys(count: int, first: int = 0) -> list[bytes]:
 def test_what_was_put_is_got_bit_by_bit_and_nothing_else(tmp_path: Path) -> None:
     count = 2 * LOOKUP_KEYS + 10
     with EmbeddingCache(tmp_path / "folder" / "cache.sqlite") as cache:
-        cache.put_many(keys(count), vectors(count))
-        cache.put_many([], vectors(0))
+        cache.put_many(keys(count), vectors(count), "a space")
+        cache.put_many([], vectors(0), "a space")
         assert len(cache) == count
     with EmbeddingCache(tmp_path / "folder" / "cache.sqlite") as cache:
         found = cache.get_many(keys(count + 5), 4)
@@ -60,18 +60,18 @@ def test_what_was_put_is_got_bit_by_bit_and_nothing_else(tmp_path: Path) -> None
 
 def test_a_value_of_another_size_is_not_believed_and_can_be_replaced(tmp_path: Path) -> None:
     with EmbeddingCache(tmp_path / "cache.sqlite") as cache:
-        cache.put_many(keys(1), vectors(1, 3))
+        cache.put_many(keys(1), vectors(1, 3), "a space")
         assert cache.get_many(keys(1), 4) == {}
-        cache.put_many(keys(1), vectors(1, 4))
+        cache.put_many(keys(1), vectors(1, 4), "a space")
         assert cache.get_many(keys(1), 4)[keys(1)[0]].tolist() == [0, 1, 2, 3]
 
 
 def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     with EmbeddingCache(tmp_path / "cache.sqlite") as cache:
         with pytest.raises(ValueError, match="zip"):
-            cache.put_many(keys(3), vectors(2))
+            cache.put_many(keys(3), vectors(2), "a space")
         assert len(cache) == 0
-        cache.put_many(keys(3), vectors(3))
+        cache.put_many(keys(3), vectors(3), "a space")
         assert len(cache) == 3
 
 
@@ -83,7 +83,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 first = int(sys.argv[2])
 with EmbeddingCache(Path(sys.argv[1])) as cache:
     for n in range(200 if len(sys.argv) == 3 else 100_000):
-        cache.put_many(keys(10, first + 10 * n), vectors(10))
+        cache.put_many(keys(10, first + 10 * n), vectors(10), "a space")
         print(first + 10 * n, flush=True)
 """
 
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_told_and_what_to_do(tmp_path: Path, content: bytes) -
 def test_a_file_that_is_damaged_further_in_is_told_too(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     with EmbeddingCache(path) as cache:
-        cache.put_many(keys(5_000), vectors(5_000))
+        cache.put_many(keys(5_000), vectors(5_000), "a space")
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
@@ -160,14 +160,14 @@ def test_a_missing_file_is_read_as_an_empty_cache_and_stays_missing(tmp_path: Pa
         assert cache.get_many(keys(2), 4) == {}
         assert len(cache) == 0
         with pytest.raises(StoreError, match="open for reading only"):
-            cache.put_many(keys(1), vectors(1))
+            cache.put_many(keys(1), vectors(1), "a space")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_reading_only_changes_no_file(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     with EmbeddingCache(path) as cache:
-        cache.put_many(keys(10), vectors(10))
+        cache.put_many(keys(10), vectors(10), "a space")
     before = content(tmp_path)
     with EmbeddingCache(path, read_only=True) as cache:
         assert cache.get_many(keys(20), 4).keys() == set(keys(10))
@@ -196,16 +196,16 @@ def test_reading_only_sees_what_another_commits_meanwhile(tmp_path: Path) -> Non
     path = tmp_path / "cache.sqlite"
     with EmbeddingCache(path, read_only=True) as reader, EmbeddingCache(path) as writer:
         assert len(reader) == 0
-        writer.put_many(keys(3), vectors(3))
+        writer.put_many(keys(3), vectors(3), "a space")
         assert reader.get_many(keys(3), 4).keys() == set(keys(3))
-        writer.put_many(keys(5), vectors(5))
+        writer.put_many(keys(5), vectors(5), "a space")
         assert len(reader) == 5
 
 
 def test_each_call_opens_the_file_and_closes_it_again(tmp_path: Path) -> None:
     cache = EmbeddingCache(cache_dir=tmp_path / "own")
     assert list(tmp_path.iterdir()) == []
-    cache.put_many(keys(1), vectors(1))
+    cache.put_many(keys(1), vectors(1), "a space")
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["cache.sqlite"]
     assert len(cache) == 1
     with cache, cache:
@@ -220,7 +220,7 @@ def test_threads_share_one_cache_whoever_closes_it_first(tmp_path: Path) -> None
     def write(first: int) -> None:
         with cache:
             for number in range(first, first + 100, 10):
-                cache.put_many(keys(10, number), vectors(10))
+                cache.put_many(keys(10, number), vectors(10), "a space")
                 assert len(cache.get_many(keys(10, number), 4)) == 10
 
     with ThreadPoolExecutor(8) as pool:
@@ -246,7 +246,7 @@ def test_a_name_stands_for_a_model_whose_space_nobody_knows(tmp_path: Path) -> N
 def test_a_damaged_value_counts_as_missing_and_is_told(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     cache = EmbeddingCache(path)
-    cache.put_many(keys(3), vectors(3) + 1)
+    cache.put_many(keys(3), vectors(3) + 1, "a space")
     with sqlite3.connect(path) as database:
         value = bytearray((vectors(3) + 1)[1].tobytes())
         value[3] ^= 1
@@ -255,7 +255,7 @@ def test_a_damaged_value_counts_as_missing_and_is_told(tmp_path: Path) -> None:
     database.close()
     assert list(cache.get_many([*keys(3), b"\0"], 4)) == keys(1)
     assert cache.damaged == {keys(2)[1], b"\0"}
-    cache.put_many(keys(2), vectors(2) + 1)
+    cache.put_many(keys(2), vectors(2) + 1, "a space")
     assert list(EmbeddingCache(path, read_only=True).get_many(keys(2), 4)) == keys(2)
 
 
@@ -267,14 +267,14 @@ def test_a_cache_of_an_earlier_version_is_read_and_gets_checksums(tmp_path: Path
     database.close()
     for cache in (EmbeddingCache(path, read_only=True), EmbeddingCache(path)):
         assert list(cache.get_many(keys(1), 4)) == keys(1)
-    cache.put_many(keys(2), vectors(2))
+    cache.put_many(keys(2), vectors(2), "a space")
     assert list(cache.get_many(keys(2), 4)) == keys(2)
     assert cache.damaged == set()
 
 
 def test_what_is_removed_is_gone(tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path / "cache.sqlite")
-    cache.put_many(keys(3), vectors(3))
+    cache.put_many(keys(3), vectors(3), "a space")
     assert cache.remove_many([*keys(2), b"nowhere"]) == (2, True)
     assert list(cache.get_many(keys(3), 4)) == keys(3)[2:]
 
@@ -285,7 +285,7 @@ def test_a_reader_that_keeps_bytes_on_the_disk_is_noticed(
     monkeypatch.setattr("embedding_pipelines.embedding.cache.BUSY_SECONDS", 0.1)
     path = tmp_path / "cache.sqlite"
     with EmbeddingCache(path) as cache, closing(sqlite3.connect(path)) as reader:
-        cache.put_many(keys(3), vectors(3))
+        cache.put_many(keys(3), vectors(3), "a space")
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM vectors").fetchone()
         assert cache.remove_many(keys(2)) == (2, False)

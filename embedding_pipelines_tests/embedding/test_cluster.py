@@ -111,7 +111,7 @@ def test_what_a_lost_worker_has_claimed_goes_to_another(callers: list[Direct]) -
     one.call("release")
     assert two.call("get_or_claim", [b"a" * 16], DIMENSIONS)[2] == set()
     assert one.call("get_or_claim", [b"a" * 16, b"b" * 16], DIMENSIONS)[2] == {b"a" * 16}
-    two.call("put_many", [b"a" * 16], np.ones((1, DIMENSIONS), np.float32))
+    two.call("put_many", [b"a" * 16], np.ones((1, DIMENSIONS), np.float32), "s")
     keys, vectors, elsewhere = one.call("get_or_claim", [b"a" * 16], DIMENSIONS)
     assert (keys, vectors.tolist(), elsewhere) == ([b"a" * 16], [[1.0] * DIMENSIONS], set())
 

@@ -21,7 +21,7 @@ def batch(*texts: str) -> pa.RecordBatch:
 def test_each_text_comes_once_as_a_hit_or_a_miss(tmp_path: Path) -> None:
     with EmbeddingCache(tmp_path / "cache.sqlite") as cache:
         hit = cache.key(SPACE.id, "document", "known")
-        cache.put_many([hit], np.ones((1, 8), np.float32))
+        cache.put_many([hit], np.ones((1, 8), np.float32), "a space")
         batches = [
             batch("known", "new", "known", "new"),
             batch("newer", "new", "known"),

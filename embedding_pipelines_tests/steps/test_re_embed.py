@@ -41,7 +41,7 @@ def turn(home: Path, text: str) -> None:
     run = run_of(home, "p")
     key = run.cache.key(run.model.space.id, "document", text)
     vector = -run.cache.get_many([key], None)[key]
-    run.cache.put_many([key], vector[None])
+    run.cache.put_many([key], vector[None], "a space")
 
 
 def test_a_vector_that_changed_reaches_the_table_and_its_check_names_the_way_out(
