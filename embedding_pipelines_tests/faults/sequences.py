@@ -141,6 +141,8 @@ class World:
     files: dict[str, str]  # where a record stands; the first file if it is not here
     options: dict[str, Any]
     seen: Seen = field(default_factory=lambda: Seen(None, None, {}, {}, [], None, {}))
+    # The pipeline file was changed since: before the first release searches go by it.
+    is_outdated: bool = False
     forgotten: set[str] = field(default_factory=set)
     pushed: Pushed = field(default_factory=dict)
 
@@ -435,6 +437,7 @@ class Sequences:
             else:
                 name = dice.choice(list(OPTIONS))
                 world.options[name] = dice.choice(OPTIONS[name])
+                world.is_outdated = True
             world.write()
             if before.live is None:  # what has no release answers as its file says now
                 return look(world, None)
@@ -461,7 +464,9 @@ class Sequences:
         # Of a push that failed nobody can say whether it was in time.
         if not (ended.is_killed or ended.sentence) or seen.pushed == world.pushed | new:
             world.pushed |= new
-        return list(self.compare(world, step, before, seen, ended.sentence, fault))
+        problems = list(self.compare(world, step, before, seen, ended.sentence, fault))
+        world.is_outdated = False
+        return problems
 
     def compare(
         self, world: World, step: Step, before: Seen, now: Seen, sentence: str, fault: Fault | None
@@ -471,6 +476,7 @@ class Sequences:
                 yield f"silently wrong: release {number} has other rows than it had"
         # What may answer otherwise at once.
         may_change = step.name in ("delete", "forget", *PUSHES)
+        may_change |= now.live is None and world.is_outdated
         if now.live == before.live and now.answers != before.answers and not may_change:
             yield f"silently wrong: release {now.live} answers otherwise: {now.answers}"
         if now.pushed != world.pushed:
