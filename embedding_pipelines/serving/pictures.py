@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from embedding_pipelines.search import Searcher
 
 MAX_WAITING = 256  # images at once, in the processes and before them
+MAX_WAITING_BYTES = 256 << 20  # of their files, which are in memory twice
 PROCESSES = 2  # searches need the other cores
 THUMBNAIL_SIDE = 256  # pixels of the longer side, at most
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
@@ -58,7 +59,7 @@ class Pictures:
 
     def __init__(self, home: Path) -> None:
         self._contents, self._pool = Contents(home), Pool(PROCESSES)
-        self._waiting = 0
+        self._waiting = self._waiting_bytes = 0
 
     def close(self) -> None:
         self._pool.close()
@@ -103,13 +104,18 @@ class Pictures:
         return etag, thumbnail
 
     async def _do(self, function: Any, *arguments: Any) -> Any:
-        if self._waiting >= MAX_WAITING:
-            raise TooManyRequests(f"{MAX_WAITING} images wait. Try again in a second.", 1.0)
+        size = sum(len(each) for each in arguments if isinstance(each, bytes))
+        is_much = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES
+        if self._waiting >= MAX_WAITING or is_much:
+            words = f"{self._waiting} images wait, of {self._waiting_bytes >> 20} MB"
+            raise TooManyRequests(f"{words}. Try again in a second.", 1.0)
         self._waiting += 1
+        self._waiting_bytes += size
         try:
             return await asyncio.wrap_future(self._pool.submit(function, *arguments))
         finally:
             self._waiting -= 1
+            self._waiting_bytes -= size
 
 
 def square_of(data: bytes, resize: Resize) -> Pixels:

@@ -217,4 +217,7 @@ def test_only_so_many_images_wait(tmp_path: Path) -> None:
     many._waiting = pictures.MAX_WAITING
     with pytest.raises(TooManyRequests, match="256 images wait"):
         asyncio.run(many.squares([b"x"], Resize(8, False, "box"), "image"))
+    many._waiting, many._waiting_bytes = 13, pictures.MAX_WAITING_BYTES
+    with pytest.raises(TooManyRequests, match="13 images wait, of 256 MB"):
+        asyncio.run(many.squares([b"x"], Resize(8, False, "box"), "image"))
     many.close()
