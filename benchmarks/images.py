@@ -6,14 +6,12 @@ A CLIP of the size of ViT-B/32 with random weights embeds photographs, in one ru
                 thread, and the better of the two is compared
     ours        the embeddings step's own way: read, decode, resize in processes ahead of the model
 
-and how near their vectors are; then where the time of ours goes, part by part. With `--retrieval`: a
-linear map from texts to images is fitted to half of the captions and photographs, and finds the
-other half through the project's own search; by a small model with random weights. Clock times on a
-busy machine are no figures; the rates of one run are compared, and processor seconds.
+and how near their vectors are; then where the time of ours goes, part by part. Clock times on a busy
+machine are no figures; the rates of one run are compared, and processor seconds. Whether retrieval
+is learned is in `clip_training.py`.
 """
 
 import argparse
-import csv
 import functools
 import json
 import os
@@ -29,39 +27,10 @@ import pyarrow as pa
 from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.images import ImageLoader
-from embedding_pipelines.explore.table import load_table
 from embedding_pipelines.images import decode, digest, prepare
 from embedding_pipelines.providers.base import EmbeddingModel
 from embedding_pipelines.providers.clip import Clip
-from embedding_pipelines.search import Searcher
 from embedding_pipelines.vectors import Vectors, unit
-from embedding_pipelines_tests.chain import run_steps, write_pipeline
-from embedding_pipelines_tests.clips import tiny_clip
-
-RIDGE = 0.3  # of the mean energy of a text's dimension
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-
-
-def learn(texts: Vectors, images: Vectors) -> Callable[[Vectors], Vectors]:
-    """A linear map from texts' vectors float32[n, d] to those of their images, by ridge regression."""
-    middle, target = texts.mean(axis=0), images.mean(axis=0)
-    left, right = (texts - middle).astype(np.float64), (images - target).astype(np.float64)
-    gram = left.T @ left
-    size = RIDGE * np.trace(gram) / len(gram)
-    weights = np.linalg.solve(gram + size * np.eye(len(gram)), left.T @ right)
-    return lambda queries: unit(((queries - middle) @ weights + target).astype(np.float32))
-
-
-def ranks_of(
-    searcher: Searcher, queries: Vectors, answers: Sequence[str], filter: str | None = None
-) -> np.ndarray:
-    """How many hits come before each query's answer; those behind the hundredth count 100."""
-    ranks = []
-    for query, answer in zip(queries, answers, strict=True):
-        hits = searcher.search_vector(query, searcher.model.space, 100, filter).hits
-        names = [hit.document_id for hit in hits]
-        ranks.append(names.index(answer) if answer in names else 100)
-    return np.array(ranks)
 
 
 def large_clip(folder: Path, tokenizer: Path) -> Path:
@@ -193,64 +162,13 @@ def compare(paths: Sequence[Path], tokenizer: Path, rounds: int, precision: Any)
     }
 
 
-def retrieve(photographs: Path) -> dict[str, Any]:
-    """Recall among the photographs that the map was not fitted to; chance beside it."""
-    with tempfile.TemporaryDirectory() as place:
-        home = Path(place)
-        _small_pipeline(home, photographs)
-        rows = load_table(home, "p")
-        with Searcher(home, "p") as searcher:
-            train, held = (rows[rows["fold"] == name] for name in ("train", "test"))
-            texts = [
-                searcher.model.embed(list(part["text"]), "query").vectors for part in (train, held)
-            ]
-            translate = learn(texts[0], np.stack(list(train["vector"])))
-            names = list(held["document_id"])
-            learned = ranks_of(searcher, translate(texts[1]), names, "fold = 'test'")
-            unlearned = ranks_of(searcher, texts[1], names, "fold = 'test'")
-    return {
-        "photographs": len(names),
-        "recall_at_10": round(float(np.mean(learned < 10)), 3),
-        "unlearned": round(float(np.mean(unlearned < 10)), 3),
-        "chance": round(10 / len(names), 3),
-        "median_rank": float(np.median(learned)) + 1,
-    }
-
-
-def _small_pipeline(home: Path, photographs: Path) -> None:
-    """The photographs with their captions, half of them `train`, through a tiny CLIP."""
-    tiny_clip(home / "model")
-    (home / "photos").symlink_to(photographs / "images")
-    with (photographs / "captions.csv").open(encoding="utf-8") as file:
-        captions = list(csv.DictReader(file))
-    names = sorted({row["image"] for row in captions})
-    train = set(np.random.default_rng(0).permutation(names)[: len(names) // 2])
-    with (home / "captions.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["image", "caption", "fold"])
-        writer.writeheader()
-        for row in captions:
-            writer.writerow({**row, "fold": "train" if row["image"] in train else "test"})
-    columns = "{path: captions.csv, file: image, text: caption, metadata: [fold]}"
-    write_pipeline(
-        home,
-        "p",
-        f"source: {{kind: images, path: photos/, captions: {columns}}}\n"
-        "model: {provider: clip, model: model, precision: float32}\npartitions: 2\n",
-    )
-    run_steps(home, "p")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--retrieval", action="store_true")
     options = parser.parse_args()
-    if options.retrieval:
-        print(json.dumps(retrieve(options.data.resolve() / "flickr200"), indent=2))
-        return
     paths = sorted((options.data / "flickr200" / "images").iterdir())[: options.images]
     tokenizer = options.data / "clip_tokenizer"
     result = compare(paths, tokenizer, options.rounds, options.precision)

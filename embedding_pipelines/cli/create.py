@@ -49,9 +49,9 @@ def create(
     try:
         text = text if model is None else with_options(text, {("model",): model})
         values = _values(text)
-        kept = None if "name" in values else text  # a pipeline file has its name outside
+        content = None if "name" in values else text  # a pipeline file has its name outside
         values |= {"name": name} if name else {}
-        result = _on_server(server, values, like) if server else _here(kept, values, like)
+        result = _on_server(server, values, like) if server else _here(content, values, like)
     except ExistsError:
         raise
     except (ConfigError, YAMLError) as error:

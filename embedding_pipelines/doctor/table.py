@@ -212,12 +212,12 @@ class _Rows:
         at = np.flatnonzero(is_there)
         if not len(at):
             return
-        kept = column.drop_null()
-        matrix, sizes = _matrix(kept)
+        entries = column.drop_null()
+        matrix, sizes = _matrix(entries)
         vectors.sizes.update(sizes)
         if matrix is None:
             return
-        at = at[: len(matrix)] if len(matrix) == len(at) else at[_of_usual_size(kept, matrix)]
+        at = at[: len(matrix)] if len(matrix) == len(at) else at[_of_usual_size(entries, matrix)]
         vectors.is_numeric = not np.issubdtype(matrix.dtype, np.unsignedinteger)
         content = _hashes(matrix)
         vectors.repeats.add(content)
@@ -293,8 +293,8 @@ def _matrix(column: pa.Array) -> tuple[NDArray[Any] | None, Counter[int]]:
     usual = sizes.most_common(1)[0][0]
     if not usual:
         return None, sizes
-    kept = column.filter(pa.array(lengths == usual))
-    return kept.flatten().to_numpy(zero_copy_only=False).reshape(len(kept), usual), sizes
+    rows = column.filter(pa.array(lengths == usual))
+    return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), usual), sizes
 
 
 def _of_usual_size(column: pa.Array, matrix: NDArray[Any]) -> NDArray[np.bool_]:

@@ -177,9 +177,9 @@ def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
     record = user_cache_path("embedding-pipelines") / "digests" / name
     if size >= LARGE:
         with contextlib.suppress(StoreError, OSError):  # it is computed again
-            kept = read_json(record) or {}
-            if kept.get("stamp") == list(stamp):
-                return str(kept["sha256"])
+            entry = read_json(record) or {}
+            if entry.get("stamp") == list(stamp):
+                return str(entry["sha256"])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     # One that was written just now may be written again within a tick of the disk's clock.

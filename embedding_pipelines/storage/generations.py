@@ -203,13 +203,13 @@ class Generations:
         if now is None or min(dates.values()) > now - 2 * KEPT:
             return
         numbers = sorted(dates)[-KEPT_GENERATIONS:]
-        kept = {number for number in dates if number in numbers or dates[number] > now - KEPT}
+        recent = {number for number in dates if number in numbers or dates[number] > now - KEPT}
         named = {
             f"{self.prefix}{entry.key}"
-            for generation in _each(self.read, kept)
+            for generation in _each(self.read, recent)
             for entry in generation.files.values()
         }
-        gone = [entry.key for entry in generations if _number(entry) not in kept]
+        gone = [entry.key for entry in generations if _number(entry) not in recent]
         for listed in self._contents(tables):
             gone += [e.key for e in listed if e.key not in named and e.modified_at < now - KEPT]
         if may_go_on():
