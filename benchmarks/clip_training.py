@@ -122,11 +122,11 @@ def train(
     """Train the model in `folder` by CLIP's loss, and write it there again; the last loss. Pictures
     are moved a little each time, and with `flips` turned to their mirror's image."""
     import torch
-    from transformers import CLIPModel, CLIPTokenizerFast
+    from transformers import AutoTokenizer, CLIPModel
 
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    kinds: tuple[Any, Any] = (CLIPModel, CLIPTokenizerFast)
+    kinds: tuple[Any, Any] = (CLIPModel, AutoTokenizer)
     model, tokenizer = (kind.from_pretrained(folder) for kind in kinds)
     values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     mean, std = (np.array(values[f"image_{name}"], np.float32) for name in ("mean", "std"))
@@ -135,6 +135,8 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     model.train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of a model so small, two wait for each other
     for _ in range(steps):
         rows = random.permutation(len(examples))[:batch]
         squares = np.stack([_moved(files[row], random, flips) for row in rows])
@@ -148,6 +150,7 @@ def train(
         rates.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP's paper does
+    torch.set_num_threads(threads)
     model.eval().save_pretrained(folder)
     return float(loss.detach())
 
@@ -217,14 +220,11 @@ def learn_photographs(home: Path, data: Path, trained: int, steps: int) -> dict[
 
 
 def main() -> None:
-    import torch
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("what", choices=("drawn", "photographs"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # of a model so small, two wait for each other
     data = options.data.resolve() / "flickr200"
     with tempfile.TemporaryDirectory() as place:
         if options.what == "drawn":
