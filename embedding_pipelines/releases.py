@@ -53,6 +53,7 @@ class Release(BaseModel):
     forced: str = ""  # the reason to release it although checks failed
     override: str = ""  # the model that ran instead of the pipeline file's, if it was another
     pushed: int = 0  # the number up to which the table holds what was pushed
+    line: str = ""  # NEW_LINE: of the model that the pipeline migrates to, until that has ended
 
     @property
     def title(self) -> str:
@@ -71,6 +72,10 @@ class Releases(BaseModel):
 
     def get(self, number: int | None) -> Release | None:
         return next((release for release in self.releases if release.number == number), None)
+
+    def of_line(self, line: str) -> list[Release]:
+        """Those of one line of a pipeline that migrates, oldest first."""
+        return [release for release in self.releases if release.line == line]
 
     @property
     def newest(self) -> Release | None:

@@ -16,7 +16,12 @@ from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.sources.inputs import Contents
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines.storage.warehouse import NEW_LINE, PipelineFolder, Warehouse
+
+
+def line_of(spec: PipelineSpec, is_old_line: bool = False) -> str:
+    """Which of a pipeline's lines a run works on, as `Warehouse.pipeline` takes it."""
+    return "" if spec.migration is None or is_old_line else NEW_LINE
 
 
 class Run:
@@ -35,8 +40,14 @@ class Run:
         progress: Progress | None = None,
         model: EmbeddingModel | None = None,
         options: ProviderOptions | None = None,
+        is_old_line: bool = False,
     ) -> None:
-        self.override = ""
+        """`is_old_line`: of a pipeline that migrates, with the model that it leaves."""
+        self.override, self.is_old_line = "", is_old_line
+        if is_old_line:
+            assert spec.migration is not None
+            before = {"model": spec.migration.old_model, "output_dim": None}
+            spec = spec.model_copy(update=before)
         if options is not None and options != spec.model:
             if spec.source.has_images and not options.takes_images:
                 raise ConfigError(
@@ -49,7 +60,7 @@ class Run:
                 spec.as_written(values), ensure_ascii=False, separators=(",", ":")
             )
         self.spec, self.warehouse, self.progress = spec, warehouse, progress or Silent()
-        self.folder: PipelineFolder = warehouse.pipeline(spec.name)
+        self.folder: PipelineFolder = warehouse.pipeline(spec.name, line_of(spec, is_old_line))
         self._given_model = model
 
     @functools.cached_property

@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 import types
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args, overload
 
@@ -26,6 +28,7 @@ from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import read_json
 from embedding_pipelines.images import pixels_of
 from embedding_pipelines.images import prepare as prepare_image
 from embedding_pipelines.memory import MAX_K as MEMORY_K
@@ -48,6 +51,7 @@ from embedding_pipelines.ranking import (
     take_best,
 )
 from embedding_pipelines.releases import (
+    Release,
     doubts,
     find_released,
     live_release,
@@ -59,7 +63,7 @@ from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.spec.search import Mode
-from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -175,7 +179,11 @@ class Searcher:
         warehouse: Warehouse | Path | str,
         pipeline: str | int,
         model: EmbeddingModel | None = None,
+        *,
+        bridged: bool = False,
     ) -> None:
+        """`bridged`: with the model that the pipeline migrates to, by the bridge that `migrate bridge`
+        has fitted."""
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
         self._folder = folder = warehouse.pipeline(find_released(warehouse, pipeline))
         stale = refresh(warehouse, folder.folder.name, "search")
@@ -183,6 +191,16 @@ class Searcher:
         self._doubts = [*filter(None, [stale]), *doubts(folder, self.release)]
         self.codec = codec_of(folder, self.release)
         self._owns_model = model is None
+        self._bridge = _bridge_to(folder, self.release)
+        if bridged and model is None:
+            name = self.release.spec.name
+            if self._bridge is None:
+                raise ConfigError(
+                    f"{self.release.title} has no bridge. `embedding-pipelines migrate {name} bridge` "
+                    "fits one while the pipeline migrates to another model."
+                )
+            options, trained = find_pipeline(name, warehouse.home).model, folder.new_line / "model"
+            model = options.open(warehouse.home, trained)
         self.model = model or self.release.spec.model.open(warehouse.home)
         self._sender = Sender(self.model)
         self._table_folder = warehouse.tables
@@ -192,7 +210,11 @@ class Searcher:
         self._fitting: Space | None = None  # that was compared with the release's
         types = self.release.spec.metadata_types  # the same as long as this is open
         self._schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
-        self._overlay = Overlay(warehouse, self.release, self.model, self.codec)
+        # What was pushed since is embedded by the release's own model, which opening does not load.
+        self._overlay_model = self.model
+        if self._bridge is not None and self._bridge.source == self.model.space.id:
+            self._overlay_model = self.release.spec.model.open(warehouse.home)
+        self._overlay = Overlay(warehouse, self.release, self._overlay_model, self.codec)
         self._access = Access(warehouse.home, folder.folder.name, self.release.spec.permissions)
         self._encoder: CrossEncoder | None = None
         self._reranking = threading.Lock()  # one thread at a time is in the cross-encoder
@@ -200,6 +222,8 @@ class Searcher:
     def close(self) -> None:
         if self._encoder is not None:
             self._encoder.close()
+        if self._overlay_model is not self.model:
+            self._overlay_model.close()
         if self._owns_model:
             self.model.close()
 
@@ -281,7 +305,8 @@ class Searcher:
         for words in response.rejected.values():
             raise ConfigError(f"The query {query!r} has no vector: {words}")
         vector = check_reply(response.vectors, readable.texts, self.model.space)[0]
-        notes = [*self._doubts, *readable.notes]
+        notes = [*self._doubts, *readable.notes, *self._bridge_notes(self.model.space)]
+        vector = self._in_table_space(vector, self.model.space)
         cleaned = Query(text, vector)
         return self._find(cleaned, query, k, filter, visible, mode, notes, started, rerank)
 
@@ -417,8 +442,9 @@ class Searcher:
             if vectors is None or space is None:
                 raise ConfigError(f"A search by {mode} needs the vectors of its queries.")
             self._check(space, k)
+            vectors = self._in_table_space(vectors, space)
             asked = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
-            notes = list(self._doubts)
+            notes = [*self._doubts, *self._bridge_notes(space)]
         return self._find_all(queries, asked, k, filter, visible, mode, notes, started, rerank="")
 
     def _find_all(
@@ -457,9 +483,9 @@ class Searcher:
         )
         for row, reason in embeddings.rejected.items():
             raise ConfigError(f"queries[{row}] ({texts[row]!r}) has no vector: {reason}")
-        vectors = embeddings.vectors
+        vectors = self._in_table_space(embeddings.vectors, self.model.space)
         queries = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
-        return queries, [*self._doubts, *readable.notes]
+        return queries, [*self._doubts, *readable.notes, *self._bridge_notes(self.model.space)]
 
     def search_vector(
         self,
@@ -470,9 +496,11 @@ class Searcher:
         principals: Principals = None,
     ) -> SearchResult:
         """As `search`, for a vector float32[d] of a query in `space`."""
-        query, visible = Query("", np.asarray(vector, np.float32)), self.visible(principals)
+        visible = self.visible(principals)
         self._check(space, k)
-        return self._find(query, "", k, filter, visible, "vector", self._doubts)
+        query = Query("", self._in_table_space(np.asarray(vector, np.float32), space))
+        notes = [*self._doubts, *self._bridge_notes(space)]
+        return self._find(query, "", k, filter, visible, "vector", notes)
 
     def visible(self, principals: Principals) -> Visible | None:
         """What principals may see of the pipeline, as its permissions are now; None: all of it.
@@ -650,7 +678,7 @@ class Searcher:
             return False
         self.release, self._table = live, table
         self._access = Access(self._warehouse.home, live.spec.name, live.spec.permissions)
-        self._overlay = Overlay(self._warehouse, live, self.model, self.codec)
+        self._overlay = Overlay(self._warehouse, live, self._overlay_model, self.codec)
         return True
 
     def _result(
@@ -684,7 +712,7 @@ class Searcher:
     def _check(self, space: Space, k: int) -> None:
         """ConfigError for a wrong k, SpaceMismatchError for a space that is not the release's."""
         check_k(k)
-        if space is self._fitting:
+        if space is self._fitting or (self._bridge and space.id == self._bridge.source):
             return
         release = self.release
         require_same_space(
@@ -695,6 +723,47 @@ class Searcher:
             f"`embedding-pipelines run {release.spec.name}` to build a release in the new space.",
         )
         self._fitting = space
+
+    def _in_table_space(self, vectors: Vectors, space: Space) -> Vectors:
+        """Queries' vectors as the table's own model would have them, before the codec: across the
+        bridge, if they are of the space that it begins in."""
+        if self._bridge is None or space.id != self._bridge.source:
+            return vectors
+        return self._bridge.map(vectors)
+
+    def _bridge_notes(self, space: Space) -> list[str]:
+        if self._bridge is None or space.id != self._bridge.source:
+            return []
+        return [
+            f"Searched across a bridge from {space.title}, which keeps "
+            f"{self._bridge.retention:.1%} of recall@10."
+        ]
+
+
+@dataclass(frozen=True)
+class _BridgeTo:
+    """The bridge to a release's space, as `migrate bridge` has put it on record."""
+
+    source: str  # the id of the space that it begins in
+    retention: float
+    map: Callable[[Vectors], Vectors]
+
+
+def _bridge_to(folder: PipelineFolder, release: Release) -> _BridgeTo | None:
+    """None without one. Raises StoreError if it is damaged."""
+    record = read_json(folder.bridge.with_suffix(".json"))
+    if record is None or record["to"] != release.space.with_codec(None).id:
+        return None
+    from embedding_pipelines.metrics.bridge import Bridge
+
+    try:
+        bridge = Bridge.from_bytes(folder.bridge.read_bytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StoreError(
+            f"{folder.bridge} is damaged: {error}. Fit it anew: `embedding-pipelines migrate "
+            f"{folder.folder.name} bridge`."
+        ) from error
+    return _BridgeTo(record["from"], record["retention"], bridge.map)
 
 
 class UnreleasedTexts:

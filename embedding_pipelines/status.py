@@ -69,6 +69,8 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     run = Run(spec, warehouse)
     releases, files = read_releases(run.folder), read_files(run)
     live, newest = releases.get(releases.live), releases.newest
+    if spec.migration is not None and live is not None:  # the other line's may be newer
+        newest = releases.of_line(live.line)[-1]
     rejected_texts = sum(entry.rejected for entry in _recorded(run, run.folder.embeddings))
     held_back, activity = _held_back(run, live), last_activity(run)
     state: str = activity.state if activity else ""

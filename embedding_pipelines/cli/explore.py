@@ -83,6 +83,13 @@ def search(
     cut: Annotated[
         bool, typer.Option("--cut", help="Search with the beginning of a query that is too long.")
     ] = False,
+    bridge: Annotated[
+        bool,
+        typer.Option(
+            "--bridge",
+            help="With the model that the pipeline migrates to, see `migrate NAME bridge`.",
+        ),
+    ] = False,
     principals: For = None,
     as_operator: AsOperator = False,
     server: ServerUrl = None,
@@ -96,8 +103,12 @@ def search(
         raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
     if query is None and rerank is not None:
         raise typer.BadParameter("--rerank reads a query: give one.")
+    if query is None and bridge:
+        raise typer.BadParameter("--bridge maps a query: give one.")
     reader = principals_of(principals, as_operator)
     if server:
+        if bridge:
+            raise typer.BadParameter("--bridge is for this folder: leave it out with --server.")
         if like is not None:
             raise typer.BadParameter("--like is for this folder: give a server a QUERY or --image.")
         if rerank not in (None, "none"):
@@ -116,17 +127,29 @@ def search(
 
         result = find_like(home_folder(), name, like, k, filter, reader)
     else:
+        from embedding_pipelines.search import Searcher
         from embedding_pipelines.search import search as run_search
 
         too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
-        result = run_search(
-            *(home_folder(), name, query, k, filter),
-            too_long=too_long,
-            mode=mode,
-            image=image,
-            rerank="" if rerank == "none" else rerank,
-            principals=reader,
-        )
+        rerank = "" if rerank == "none" else rerank
+        if bridge and query is not None:
+            with Searcher(home_folder(), name, bridged=True) as searcher:
+                result = searcher.search(
+                    *(query, k, filter),
+                    too_long=too_long,
+                    mode=mode,
+                    rerank=rerank,
+                    principals=reader,
+                )
+        else:
+            result = run_search(
+                *(home_folder(), name, query, k, filter),
+                too_long=too_long,
+                mode=mode,
+                image=image,
+                rerank=rerank,
+                principals=reader,
+            )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 
 

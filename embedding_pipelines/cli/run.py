@@ -169,6 +169,8 @@ def _say_end(result: dict[str, Any], problem: str) -> None:
         what = "is live" if release["changed"] else "stays live, nothing has changed"
         if release["release"] != release["live"]:
             what = f"is the newest, and release {release['live']} stays live after a rollback"
+            if any(step["step"] == "old_line" for step in result["steps"]):
+                what = f"waits for `embedding-pipelines migrate {name} cutover`"
         rows = counted(release["rows"], "row")
         say(
             f"{name}: release {release['release']} {what}: {rows}, {took} in all.",

@@ -30,6 +30,7 @@ from embedding_pipelines.forget.proof import look_for
 from embedding_pipelines.forget.traces import (
     Traces,
     cache_keys,
+    lines_of,
     partitions,
     rows_of,
     tables_of,
@@ -121,6 +122,7 @@ def source_name(run: Run, given: str) -> str:
 
 def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
     """What there is to forget. Raises ConfigError for what nobody has ever heard of."""
+    run = lines_of(run)[0]
     forgotten, read = forgotten_by(run), read_files(run)
     name, releases = run.spec.name, read_releases(run.folder)
     live = releases.get(releases.live)
@@ -171,6 +173,7 @@ def forget(
     BusyError while the pipeline runs, ConfigError for what nobody has heard of, StoreError for
     damaged rows, which a run mends first. Whatever is raised, the same call goes on from there.
     """
+    run, *others = lines_of(run)
     folder = run.folder
     with (
         folder.lock("run", timeout_seconds=0),
@@ -198,6 +201,8 @@ def forget(
         _erase_by_text(run, traces, receipt)
         receipt.erased["dagster_runs"] = erase_history(needles.are_in)
         _erase_from_table(run, traces, receipt)
+        for other in others:
+            other.folder.delete_line()  # whose tables are gone: the next run fills it from the cache
         _erase_rows(run, traces, places, receipt)
         if run.folder.output.exists():
             receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
@@ -235,7 +240,8 @@ def allow_again(run: Run, ids: Collection[str], files: Collection[str]) -> int:
         count -= sum(len(entry.files) + len(entry.documents) for entry in after.entries)
         if count:
             write_forgotten(path, after)
-            forget_files(run, None)
+            for line in lines_of(run):
+                forget_files(line, None)
     return count
 
 

@@ -78,13 +78,24 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
         _trace_documents(run, traces, names, files)
     traces.equal = len(traces.ids) - before
     own = sorted(partitions(run, traces.ids))
-    for name in own:
-        _trace_chunks(run, traces, name)
+    for line in lines_of(run):  # whose models may cut otherwise
+        for name in own:
+            _trace_chunks(line, traces, name)
     _trace_tables(run, traces, own)
     _trace_pushed(run, traces)
     traces.texts.discard("")  # of an image without a caption
     _find_shared(run, traces)
     return traces
+
+
+def lines_of(run: Run) -> list[Run]:
+    """The run on the line that searches read and, of a pipeline that migrates, on the other one."""
+    if run.spec.migration is None:
+        return [run]
+    both = [Run(run.spec, run.warehouse, run.progress, is_old_line=old) for old in (True, False)]
+    releases = read_releases(run.folder)
+    live = releases.get(releases.live)
+    return both[::-1] if live is not None and live.line else both
 
 
 def partitions(run: Run, ids: Collection[str]) -> set[str]:
@@ -108,17 +119,18 @@ def cache_keys(run: Run, texts: Collection[str]) -> tuple[list[bytes], list[str]
     spaces = run.cache.spaces() if run.warehouse.cache.exists() else set()
     spaces |= {release.space.with_codec(None).id for release in read_releases(folder).releases}
     spaces |= {str(line["space"]) for line in read_history(folder)[0] if "space" in line}
-    for name in run.spec.partition_names:
-        schema = folder.embeddings.schema(name)
-        if schema is not None:
-            spaces.add((schema.metadata or {}).get(SPACE_ID_KEY, b"").decode())
-    try:
-        spaces.add(run.model.space.id)
-    except EmbeddingPipelinesError as error:
-        notes.append(
-            "The pipeline file's model cannot be opened, so its vectors of these texts stay in the "
-            f"cache if it has never finished a run: {error}"
-        )
+    for line in lines_of(run):
+        for name in run.spec.partition_names:
+            schema = line.folder.embeddings.schema(name)
+            if schema is not None:
+                spaces.add((schema.metadata or {}).get(SPACE_ID_KEY, b"").decode())
+        try:
+            spaces.add(line.model.space.id)
+        except EmbeddingPipelinesError as error:
+            notes.append(
+                "The pipeline file's model cannot be opened, so its vectors of these texts stay in "
+                f"the cache if it has never finished a run: {error}"
+            )
     kinds: tuple[InputType | Literal["image"], ...] = ("document", "query", "image")
     keys = [
         EmbeddingCache.key(space, kind, text)
@@ -316,7 +328,8 @@ def _add_texts(run: Run, traces: Traces, rows: pa.RecordBatch) -> None:
 def _find_shared(run: Run, traces: Traces) -> None:
     """Texts that others have too are no trace: they stay with those."""
     texts = pa.array(sorted(traces.texts), pa.string())
-    for shards in (run.folder.documents, run.folder.chunks):
+    folders = [line.folder for line in lines_of(run)]
+    for shards in (run.folder.documents, *(folder.chunks for folder in folders)):
         for name in run.spec.partition_names:
             embedded = _contents(shards.schema(name))
             for batch in shards.read(name, ["document_id", *embedded]) if len(texts) else ():

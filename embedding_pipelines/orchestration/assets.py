@@ -38,7 +38,7 @@ from embedding_pipelines.orchestration.schedules import freshness
 from embedding_pipelines.orchestration.source import SOURCE, source_asset
 from embedding_pipelines.orchestration.trail import Noted, step_at_work
 from embedding_pipelines.progress import Paused, Progress, StepReport, sum_reports
-from embedding_pipelines.run import Run
+from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.chain import steps_of
@@ -64,7 +64,7 @@ def open_run(
     Raises ConfigError if the launchpad names a wrong model.
     """
     opened, options = warehouse.open(home), model.choose(spec)
-    folder = opened.pipeline(spec.name)
+    folder = opened.pipeline(spec.name, line_of(spec))
     live = model.open(options, opened.home, folder.model.parent)
     warehouse.hold(opened, spec.name, log)
     if isinstance(progress, LogProgress):  # lines of the step, so that the log can be filtered

@@ -28,7 +28,7 @@ from embedding_pipelines.orchestration.source import (
     listing_version,
     observe,
 )
-from embedding_pipelines.run import Run
+from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.storage.warehouse import parse_state
@@ -206,7 +206,10 @@ def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     ) -> dg.SensorResult:
         opened = warehouse.open(home)
         end_dead_runs(context.instance, opened)
-        marker, nothing = opened.pipeline(spec.name).batch_jobs, "No batch job is running."
+        marker, nothing = (
+            opened.pipeline(spec.name, line_of(spec)).batch_jobs,
+            "No batch job is running.",
+        )
         if not marker.exists():
             return dg.SensorResult(skip_reason=nothing)
         try:

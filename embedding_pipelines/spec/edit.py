@@ -28,7 +28,13 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 
 Options = Mapping[tuple[str, ...], Any]  # place of an option, e.g. ("store", "index"), to its value
 
-BEFORE = {"compression": "model", "optimized": "compression"}  # a new option stands behind this one
+REMOVED = object()  # in place of an option's value: it leaves the file
+
+BEFORE = {
+    "migration": "model",
+    "compression": "model",
+    "optimized": "compression",
+}  # a new option stands behind this one
 BOM = "\ufeff"
 COMMENT = re.compile(r"(?:^|\s)(#.*?)\s*$")
 
@@ -64,7 +70,12 @@ def _edit(path: Path, text: str, options: Options, spec: PipelineSpec) -> str:
             return after
     except (ConfigError, YAMLError) as error:
         cause = error
-    lines = [f"{'.'.join(place)}: {_render(value)}" for place, value in options.items()]
+    lines = [
+        f"{'.'.join(place)}: {_render(value)}"
+        for place, value in options.items()
+        if value is not REMOVED
+    ]
+    lines += [f"without {'.'.join(place)}" for place, value in options.items() if value is REMOVED]
     raise ConfigError(
         f"{path} cannot be changed without changing more than these options; put them in yourself "
         f"and run the pipeline: {'; '.join(lines)}"
@@ -115,6 +126,10 @@ def _dump(data: CommentedMap, like: str) -> str:
 
 def _set(data: CommentedMap, place: tuple[str, ...], value: Any) -> None:
     key, *rest = place
+    if value is REMOVED:
+        assert not rest
+        data.pop(key, None)
+        return
     if rest and isinstance(data.get(key), CommentedMap):
         _set(data[key], tuple(rest), value)
         return

@@ -452,6 +452,8 @@ def _check_text(node: yaml.Node, place: Place, written: dict[str, str]) -> Itera
     for name in unset(text):
         what = f"the environment variable {name!r} is not set. Set it, or write the value"
         yield node.start_mark.line + 1, what
+    if place[:2] == ("migration", "old_model"):
+        place = ("model", *place[2:])
     if place[:2] in KEPT_AS_WRITTEN:
         return
     node.value = expand(text)

@@ -104,6 +104,16 @@ class Budget(BaseModel):
     tokens: int | None = Field(None, ge=0)
 
 
+class Migration(BaseModel):
+    """The model that a pipeline leaves. Its line, which searches read until the cutover, is kept up
+    beside that of `model`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    old_model: Annotated[AnyProvider, BeforeValidator(_model)]
+    keep_old_days: float = Field(7, ge=0)  # that the old line is kept up after the cutover
+
+
 class PipelineSpec(BaseModel):
     """One pipeline: a source, a model, a compression and a store."""
 
@@ -115,6 +125,7 @@ class PipelineSpec(BaseModel):
     source: AnySource
     preprocessing: Preprocessing = Preprocessing()
     model: Annotated[AnyProvider, BeforeValidator(_model)]
+    migration: Migration | None = None
     output_dim: int | None = None  # dimensions in the table; checked, and never cut to
     compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
     optimized: Optimized | None = None  # how `optimize` chose the compression
@@ -186,6 +197,22 @@ class PipelineSpec(BaseModel):
                 "rename it in the source, or leave it out"
             )
         return model
+
+    @field_validator("migration")
+    @classmethod
+    def _check_migration(
+        cls, migration: Migration | None, info: ValidationInfo
+    ) -> Migration | None:
+        model, source = info.data.get("model"), info.data.get("source")
+        if migration is None or model is None:
+            return migration
+        if migration.old_model == model:
+            raise ValueError(
+                "old_model is the model itself; name the one before, or leave this out"
+            )
+        if source is not None and source.has_images and not migration.old_model.takes_images:
+            raise ValueError("old_model takes texts alone, and the source has images")
+        return migration
 
     @field_validator("evaluation")
     @classmethod

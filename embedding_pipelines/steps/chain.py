@@ -48,8 +48,10 @@ def up_to_date(run: Run, instance: Path) -> list[StepReport] | None:
         with run.folder.lock("run", timeout_seconds=0):  # else another process is at work on it
             if not is_sound(run.folder):
                 return None
-            released = read_releases(run.folder).releases[-1].spec.model
-            if released not in (run.spec.model, run.release_options()):
+            released = [entry.spec.model for entry in read_releases(run.folder).releases]
+            if run.spec.migration is None:  # else the other line's may be the newest
+                released = released[-1:]
+            if not any(model in released for model in (run.spec.model, run.release_options())):
                 return None  # another model may have to be fetched first
             for step in steps_of(run.spec):
                 report = step.whole(run)

@@ -12,7 +12,8 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.documents import READING
-from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.steps.vector_store import other_state, table_state
+from embedding_pipelines.storage.warehouse import NEW_LINE
 from embedding_pipelines.stores.base import Table
 
 CANDIDATES = "candidates"  # the folder in which `optimize` builds its tables
@@ -61,8 +62,8 @@ def _kept(run: Run) -> Iterator[tuple[Table, set[int]]]:
     state, versions = table_state(run), dict[str, set[int]]()
     for release in read_releases(run.folder).releases:
         versions.setdefault(release.table, set()).add(release.version)
-    if state is not None:
-        versions.setdefault(state.table, set()).add(state.version)
+    for each in filter(None, (state, other_state(run))):
+        versions.setdefault(each.table, set()).add(each.version)
     for name, kept in versions.items():
         yield run.spec.store.table(run.warehouse.tables, name), kept
 
@@ -86,7 +87,9 @@ def _codecs(run: Run) -> Iterator[tuple[str, Path]]:
     """Those that no release names and that are not in force for any options."""
     folder = run.folder.codecs
     kept = {release.codec for release in read_releases(run.folder).releases}
-    kept |= set((read_json(run.folder.codecs_in_force) or {}).values())
+    for line in ("", NEW_LINE):
+        in_force = run.warehouse.pipeline(run.spec.name, line).codecs_in_force
+        kept |= set((read_json(in_force) or {}).values())
     for path in list_files(folder, "*-*.*"):
         if path.suffix in (".npz", COPY) and path.with_suffix(".npz").name not in kept:
             yield "codec", path
@@ -101,7 +104,8 @@ def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:
     for path in abandoned_drafts(run.warehouse.tables):
         if path.name.rpartition("-")[0] == f".{run.spec.name}":
             yield "leftover", path
-    for path in (*run.folder.documents.folder.glob(f"{READING}*/"), root / CANDIDATES):
+    lines = [] if run.spec.migration is not None else [run.folder.new_line]
+    for path in (*run.folder.documents.folder.glob(f"{READING}*/"), root / CANDIDATES, *lines):
         if path.is_dir():
             yield "leftover", path
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.releases import read_releases
-from embedding_pipelines.run import Run
+from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.sources.base import Input
 from embedding_pipelines.sources.changes import changes
 from embedding_pipelines.steps.checks import current_checks
@@ -22,6 +22,7 @@ from embedding_pipelines.steps.documents import (
     joined_anew,
     read_files,
 )
+from embedding_pipelines.steps.old_line import old_line_of
 from embedding_pipelines.steps.output import is_delivered
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
@@ -95,7 +96,10 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
         # Segments may have been merged, or a document erased from them: there is no new word.
         step = "" if new or changed or deleted or pushed else "documents"
         return Pending(new, changed, deleted, pushed, step, unit=unit)
-    step = _lagging_step(run)
+    step = lagging_step(run)
+    if not step and (old := old_line_of(run)) is not None:
+        with old:
+            return pending(old, files)
     if step == "release":
         record = current_checks(run)
         blocking = (check.name for check in record.checks if check.blocks) if record else ()
@@ -105,7 +109,7 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
     return Pending(step=step, in_batch_jobs=in_batch_jobs, unit=unit)
 
 
-def _lagging_step(run: Run) -> str:
+def lagging_step(run: Run) -> str:
     """The first step that has not taken in the files that were read; empty if they are released."""
     folder = run.folder
     if not (read_json(folder.files) or {}).get("whole") or joined_anew(run):
@@ -122,12 +126,15 @@ def _lagging_step(run: Run) -> str:
         digests = shard_digests(run)
     except StoreError:
         return "embeddings"
-    state, newest = table_state(run), read_releases(folder).newest
+    state, releases = table_state(run), read_releases(folder)
+    newest = releases.newest
+    if run.spec.migration is not None:  # the other line's may be newer
+        newest = next(reversed(releases.of_line(line_of(run.spec, run.is_old_line))), None)
     if state is None or state.partitions != digests:
         return "vector_store"
     if newest is None or (newest.table, newest.version) != (state.table, state.version):
         return "release"
-    is_live = read_releases(folder).live == newest.number
+    is_live = releases.live == newest.number
     if run.spec.output is not None and is_live and not is_delivered(run):
         return "output"
     return ""

@@ -18,12 +18,18 @@ from embedding_pipelines.releases import (
     tagged_versions,
     write_releases,
 )
-from embedding_pipelines.run import Run
+from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Option, Options, Reports, Step
 from embedding_pipelines.steps.checks import CheckRecord, read_checks
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
+from embedding_pipelines.steps.vector_store import (
+    TableState,
+    open_table,
+    other_state,
+    stored_space,
+    table_state,
+)
 
 
 class ReleaseStep(Step):
@@ -47,8 +53,11 @@ class ReleaseStep(Step):
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         """The newest release is live and serves what a run would release now."""
         releases, state = read_releases(run.folder), table_state(run)
-        newest = releases.newest
-        if state is None or newest is None or releases.live != newest.number:
+        own = own_releases(run, releases)
+        newest = own[-1] if own else None
+        if state is None or newest is None:
+            return None
+        if _is_live_line(run, releases) and releases.live != newest.number:
             return None
         if newest_number(run.folder) < newest.number:  # a kill kept it out of the history
             return None
@@ -91,24 +100,43 @@ def release(run: Run, force_reason: str = "") -> StepReport:
     releases = _drop_lost(run, before)
     candidate = _candidate(run, releases, state, record)
     candidate = candidate.model_copy(update={"forced": force_reason if failed else ""})
-    newest = releases.newest
+    own = own_releases(run, releases)
+    newest = own[-1] if own else None
     if newest and serve_alike(newest, candidate) and releases.get(releases.live):
         if newest_number(run.folder) < newest.number:  # a run was killed before it wrote this
             append_history(run.folder, newest, run.usage())
             _drop_tables(run, releases)
         # What was pushed since and changed nothing is in it, too.
         newest = newest.model_copy(update={"pushed": candidate.pushed})
-        releases = releases.model_copy(update={"releases": [*releases.releases[:-1], newest]})
+        kept = [newest if entry is own[-1] else entry for entry in releases.releases]
+        releases = releases.model_copy(update={"releases": kept})
         if releases != before:
             write_releases(run.folder, releases)
         return StepReport(ReleaseStep.name, False, _statistics(newest, releases))
-    keep = [*releases.releases, candidate][-run.spec.store.keep_releases :]
-    releases = Releases(live=candidate.number, releases=keep)
+    too_many = [*own, candidate][: -run.spec.store.keep_releases]
+    keep = [entry for entry in [*releases.releases, candidate] if entry not in too_many]
+    is_live = _is_live_line(run, releases)
+    live = candidate.number if is_live else releases.live
+    releases = Releases(live=live, releases=keep)
     _tag_tables(run, releases)
     write_releases(run.folder, releases)
     append_history(run.folder, candidate, run.usage())
     _drop_tables(run, releases)
     return StepReport(ReleaseStep.name, True, _statistics(candidate, releases))
+
+
+def own_releases(run: Run, releases: Releases) -> list[Release]:
+    """Those of the run's line: all, unless the pipeline migrates to another model."""
+    if run.spec.migration is None:
+        return releases.releases
+    return releases.of_line(line_of(run.spec, run.is_old_line))
+
+
+def _is_live_line(run: Run, releases: Releases) -> bool:
+    """Whether what a run releases becomes live: not where searches read the other line, which
+    `migrate cutover` and `rollback` alone change."""
+    live = releases.get(releases.live)
+    return live is None or live in own_releases(run, releases)
 
 
 def candidate_of(run: Run) -> tuple[Release, CheckRecord] | None:
@@ -146,12 +174,13 @@ def _candidate(
         space=stored_space(run, load_codec(run)),
         codec=path.name,
         cleaning=spec.preprocessing.clean.version,
-        spec=spec.model_copy(update={"model": run.release_options()}),
+        spec=spec.model_copy(update={"model": run.release_options(), "migration": None}),
         released_at=datetime.now(UTC),
         checks={check.name: check.passed for check in record.checks} if record else {},
         metrics=record.metrics if record else {},
         override=run.override,
         pushed=state.pushed,
+        line=line_of(spec, run.is_old_line),
     )
 
 
@@ -175,7 +204,8 @@ def _tag_tables(run: Run, releases: Releases) -> None:
 def _drop_tables(run: Run, releases: Releases) -> None:
     """Remove this pipeline's tables that no kept release needs."""
     store, folder = run.spec.store, run.warehouse.tables
-    in_use = {entry.table for entry in releases.releases}
+    in_use, beside = {entry.table for entry in releases.releases}, other_state(run)
+    in_use |= {beside.table} if beside is not None else set()
     for name in store.names(folder):
         if name not in in_use and name.rpartition("-")[0] == run.spec.name:
             store.drop(folder, name)

@@ -19,7 +19,7 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import read_releases, tagged_versions, write_releases
-from embedding_pipelines.run import Run
+from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.schemas import IMAGE, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
@@ -213,6 +213,15 @@ def table_state(run: Run) -> TableState | None:
     return parse_state(TableState, read_json(run.folder.table_state))
 
 
+def other_state(run: Run) -> TableState | None:
+    """As `table_state`, of the other line of a pipeline that migrates."""
+    if run.spec.migration is None:
+        return None
+    line = line_of(run.spec, not run.is_old_line)
+    folder = run.warehouse.pipeline(run.spec.name, line)
+    return parse_state(TableState, read_json(folder.table_state))
+
+
 def _schema(run: Run, codec: CodecChain) -> pa.Schema:
     metadata, space = run.spec.metadata_types, stored_space(run, codec)
     return schema_of(run.spec.store, codec, metadata, space.id)
@@ -252,8 +261,9 @@ def _forget_releases(run: Run, table: Table, name: str) -> None:
 
 def _clean_others(run: Run, name: str) -> None:
     """Delete what a killed run left in the other tables of releases, which nothing writes any more."""
-    releases = read_releases(run.folder)
-    for other in {entry.table for entry in releases.releases} - {name}:
+    releases, beside = read_releases(run.folder), other_state(run)
+    kept_up = {beside.table} if beside is not None else set()
+    for other in {entry.table for entry in releases.releases} - {name} - kept_up:
         table = run.spec.store.table(run.warehouse.tables, other)
         table.delete_garbage(tagged_versions(releases, other).values())
 

@@ -284,33 +284,44 @@ class ShardDraft:
                 raise StoreError("The partition's rows never ended; it stays as it was.")
 
 
-class PipelineFolder:
-    """The files and folders of one pipeline in the warehouse, and its locks."""
+NEW_LINE = "new_line"  # the folder, in that of a pipeline, of the line that it migrates to
 
-    def __init__(self, folder: Path, tables: Path) -> None:
+
+class PipelineFolder:
+    """The files and folders of one pipeline in the warehouse, and its locks.
+
+    What its steps write belongs to a line, of which a pipeline that migrates to another model has
+    two; releases, codecs, history and locks are the pipeline's.
+    """
+
+    def __init__(self, folder: Path, tables: Path, line: str = "") -> None:
         self.folder = folder
         self.tables = tables  # of all pipelines
-        self.documents = Shards(folder / "documents")
-        self.chunks = Shards(folder / "chunks")
-        self.embeddings = Shards(folder / "embeddings")
-        self.files = folder / "documents" / "files.json"
-        self.rejected = folder / "documents" / "rejected.parquet"
-        self.duplicates = folder / "documents" / "duplicates.parquet"  # of images
-        self.batch_jobs = folder / "embeddings" / "batch_jobs.json"  # those with texts of it
-        self.rejected_texts = folder / "embeddings" / "rejected.parquet"
+        self.line = own = folder / line
+        self.new_line = folder / NEW_LINE
+        self.cutover = self.new_line / "cutover.json"  # when searches went over to it
+        self.bridge = self.new_line / "bridge.npz"
+        self.documents = Shards(own / "documents")
+        self.chunks = Shards(own / "chunks")
+        self.embeddings = Shards(own / "embeddings")
+        self.files = own / "documents" / "files.json"
+        self.rejected = own / "documents" / "rejected.parquet"
+        self.duplicates = own / "documents" / "duplicates.parquet"  # of images
+        self.batch_jobs = own / "embeddings" / "batch_jobs.json"  # those with texts of it
+        self.rejected_texts = own / "embeddings" / "rejected.parquet"
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
-        self.embed_anew = folder / "embeddings" / "re_embed.json"  # partitions still to be embedded
-        self.cluster = folder / "embeddings" / "cluster.json"  # by which workers know the folder
-        self.quarantine = folder / "embeddings" / "quarantine.json"  # partitions, and why
-        self.model = folder / "model" / "trained.json"
+        self.embed_anew = own / "embeddings" / "re_embed.json"  # partitions still to be embedded
+        self.cluster = own / "embeddings" / "cluster.json"  # by which workers know the folder
+        self.quarantine = own / "embeddings" / "quarantine.json"  # partitions, and why
+        self.model = own / "model" / "trained.json"
         self.codecs = folder / "codec"
-        self.codecs_in_force = self.codecs / "current.json"
-        self.codec_fit = self.codecs / "fit.json"
-        self.table_state = folder / "vector_store.json"
-        self.checks = folder / "checks.json"
+        self.codecs_in_force = own / "codec" / "current.json"
+        self.codec_fit = own / "codec" / "fit.json"
+        self.table_state = own / "vector_store.json"
+        self.checks = own / "checks.json"
         self.quality = folder / "quality"
         self.history = self.quality / "history.jsonl"  # the metrics of each release, a line each
-        self.queries = self.quality / "queries.json"  # of these metrics
+        self.queries = own / "quality" / "queries.json"  # of these metrics
         self.optimization = self.quality / "optimization.json"  # what `optimize` measured
         self.releases = folder / "releases.json"
         self.releases_copy = folder / "releases.copy.json"  # for when the first is damaged
@@ -319,7 +330,7 @@ class PipelineFolder:
         self.last_run = folder / "last_run.json"
         self.output = folder / "output.json"  # what was last written to the pipeline's `output`
         self.activity = folder / "activity.json"  # the step at work, or how the last one ended
-        self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
+        self.rejected_by_failure = own / "documents" / "rejected_by_failed_run.parquet"
 
     def lock(
         self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1
@@ -371,12 +382,25 @@ class PipelineFolder:
         """Delete what killed processes left: drafts, shards that no manifest names, and folders of
         the documents whose names begin with `prefix`. To be called by whoever holds the step's
         lock."""
-        for folder in (self.folder, *self.folder.glob("*/")):
+        for folder in {self.folder, *self.folder.glob("*/"), *self.line.glob("*/")}:
             delete_drafts(folder)
         for shards in (self.documents, self.chunks, self.embeddings):
             shards.delete_unnamed()
         for folder in self.documents.folder.glob(f"{prefix}*/"):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def delete_line(self) -> None:
+        """Delete what the steps of this line wrote. Its tables, releases and codecs stay, and so do
+        the pipeline's sums of usage. To be called by whoever holds the step's lock."""
+        own = (self.documents, self.chunks, self.embeddings)
+        paths = [path for shards in own for path in list_files(shards.folder, "*")]
+        paths += [self.table_state, self.checks, self.queries, self.bridge]
+        paths += [self.bridge.with_suffix(".json")]
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self.usage:
+                delete(path)
 
     def has_lock(self, name: Literal["step", "run"]) -> bool:
         """Whether anybody has ever held this lock."""
@@ -420,22 +444,29 @@ class Warehouse:
         problem = "Another process is submitting or collecting batch jobs."
         return _hold(self.batch_jobs / ".lock", timeout_seconds, problem)
 
-    def pipeline(self, name: str) -> PipelineFolder:
-        return PipelineFolder(self.pipelines / name, self.tables)
+    def pipeline(self, name: str, line: str = "") -> PipelineFolder:
+        """`line`: NEW_LINE for that which a pipeline migrates to."""
+        return PipelineFolder(self.pipelines / name, self.tables, line)
 
     def copy_for_reading(self, folder: Path, name: str) -> "Warehouse":
         """A warehouse in which one pipeline's documents and chunks can be written without changing
         this one: its files are links, which a write replaces."""
-        source, target = self.pipelines / name, folder / name
-        target.mkdir(parents=True)
-        for entry in source.iterdir() if source.is_dir() else ():
-            if entry.name in ("documents", "chunks"):
-                (target / entry.name).mkdir()
-                for file in entry.iterdir():
-                    (target / entry.name / file.name).symlink_to(file)
-            else:
-                (target / entry.name).symlink_to(entry)
+        _link(self.pipelines / name, folder / name)
         return Warehouse(self.home, folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A copy of a line's folder, and of the new line's in it: links, but for what is written."""
+    target.mkdir(parents=True)
+    for entry in source.iterdir() if source.is_dir() else ():
+        if entry.name == NEW_LINE:
+            _link(entry, target / entry.name)
+        elif entry.name in ("documents", "chunks"):
+            (target / entry.name).mkdir()
+            for file in entry.iterdir():
+                (target / entry.name / file.name).symlink_to(file)
+        else:
+            (target / entry.name).symlink_to(entry)
 
 
 def parse_state(kind: type[State], values: dict[str, Any] | None) -> State | None:

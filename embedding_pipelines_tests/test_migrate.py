@@ -1,0 +1,356 @@
+"""migrate: two lines are kept up while searches go on, one pointer moves, and either way back leaves
+what it should; whatever is killed in between."""
+
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedding_pipelines import migrate
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.errors import ConfigError, ReleaseError
+from embedding_pipelines.files import write_json
+from embedding_pipelines.forget.forget import forget
+from embedding_pipelines.progress import Silent
+from embedding_pipelines.providers.hashing import HashingModel
+from embedding_pipelines.releases import Releases, live_release, read_releases, rollback
+from embedding_pipelines.search import Searcher
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.garbage import find_garbage
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines_tests.chain import copy_home, run_of, write_csv, write_pipeline
+
+PIPELINE = """\
+source: {kind: csv, path: data/a.csv, id: id, text: [title]}
+# small
+model: {provider: hashing, dimensions: 64}
+partitions: 1
+evaluation:
+  known_items: 4
+  may_shrink: 1
+  checks: {provider_is_unchanged: off, vectors_belong_to_their_texts: off, input_types_differ: off}
+"""
+NEW = "{provider: hashing, dimensions: 128}"
+MIGRATING = PIPELINE.replace("64}", "128}").replace(
+    "partitions", "migration: {old_model: {provider: hashing, dimensions: 64}}\npartitions"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("built")
+    write_pipeline(home, "tales", PIPELINE)
+    write(home, "fox")
+    run(home)
+    return home
+
+
+@pytest.fixture
+def tales(built: Path, home: Path) -> Path:
+    """A released pipeline of twelve tales."""
+    return copy_home(built, home)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, str, str]]:
+    """How often a model was sent a text: by its dimensions, the input type and the text."""
+    counter, embed = Counter[tuple[int, str, str]](), HashingModel.embed
+
+    def counting(model: Any, inputs: Any, input_type: Any) -> Any:
+        counter.update((model.space.dimensions, input_type, text) for text in inputs)
+        return embed(model, inputs, input_type)
+
+    monkeypatch.setattr(HashingModel, "embed", counting)
+    return counter
+
+
+def tale(number: int, animal: str = "fox") -> str:
+    return f"tale {number} of the {animal} name{number * 31 % 997} in town{number * 7 % 211}."
+
+
+def write(home: Path, animal: str) -> None:
+    """Twelve tales, of which the third is of an animal."""
+    write_csv(home, "a.csv", [(n, tale(n, animal if n == 3 else "fox"), "") for n in range(12)])
+
+
+def run(home: Path) -> None:
+    with run_of(home, "tales") as whole:
+        for step in steps_of(whole.spec):
+            for _ in step.work(whole, whole.spec.partition_names):
+                pass
+
+
+def folder_of(home: Path) -> PipelineFolder:
+    return Warehouse(home).pipeline("tales")
+
+
+def releases_of(home: Path) -> Releases:
+    return read_releases(folder_of(home))
+
+
+def contents(home: Path) -> dict[str, bytes]:
+    """Every file of the warehouse but locks, what all pipelines share, and the history, which has
+    whatever was tried."""
+    root, shared = Warehouse(home).root, ("cache.sqlite", "canaries", "forgotten")
+    return {
+        name: path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+        and not (name := path.relative_to(root).as_posix()).startswith(shared)
+        and not name.endswith((".lock", "history.jsonl", "usage.json"))
+    }
+
+
+def first(home: Path, animal: str) -> tuple[int, str]:
+    """The release and the text that a search for the third tale finds."""
+    with Searcher(home, "tales") as searcher:
+        result = searcher.search(tale(3, animal), k=1)
+        return result.release, result.hits[0].text
+
+
+def phase_of(home: Path) -> migrate.MigrationStatus:
+    with run_of(home, "tales") as now:
+        return migrate.status(now)
+
+
+def cut_over(home: Path) -> int:
+    with run_of(home, "tales") as now:
+        return migrate.cut_over(now)[1].number
+
+
+def test_both_lines_are_kept_up_through_cutover_and_rollback(
+    tales: Path, sent: Counter[tuple[int, str, str]]
+) -> None:
+    file = (tales / "pipelines/tales.yaml").read_bytes()
+    assert migrate.start(tales, "tales", NEW).migration is not None
+    assert (tales / "pipelines/tales.yaml").read_text() == MIGRATING
+    run(tales)
+    assert releases_of(tales).live == 1
+    status = phase_of(tales)
+    assert (status.phase, status.old_release, status.new_release) == ("ready", 1, 2)
+    assert (status.embedded_partitions, status.partitions) == (1, 1)
+    assert all(each.low <= each.new - each.old <= each.high for each in status.changes)
+    assert "known_item_mrr" in {each.metric for each in status.changes}
+
+    write(tales, "owl")
+    run(tales)  # the old line is released anew, the new one waits
+    assert first(tales, "owl") == (3, tale(3, "owl"))
+    assert cut_over(tales) == 4
+    assert first(tales, "owl") == (4, tale(3, "owl"))
+    with pytest.raises(ReleaseError, match="read the new line already"):
+        cut_over(tales)
+
+    write(tales, "elk")
+    run(tales)
+    status = phase_of(tales)
+    assert (status.phase, status.live_release) == ("cut over", status.new_release)
+    assert first(tales, "elk")[1] == tale(3, "elk")
+    with pytest.raises(
+        ReleaseError, match=rf"rollback tales --to {status.old_release}`, then abort"
+    ):
+        migrate.abort(tales, "tales", Silent())
+    rollback(folder_of(tales), status.old_release)
+    assert first(tales, "elk") == (status.old_release, tale(3, "elk"))  # kept up
+
+    write(tales, "fox")
+    run(tales)  # does not undo the rollback
+    assert live_release(folder_of(tales)).line == ""
+    kept = contents(tales)
+    assert len(migrate.abort(tales, "tales", Silent())) == 1
+    now = contents(tales)
+    assert {name: kept[name] for name in now if "releases" not in name} == {
+        name: content for name, content in now.items() if "releases" not in name
+    }
+    assert not [name for name in now if "new_line/" in name]
+    assert len([name for name in now if name.endswith(".checksums.json")]) == 1
+    assert (tales / "pipelines/tales.yaml").read_bytes() == file
+    assert max(sent[each] for each in sent if each[1] == "document") == 1  # nothing twice
+
+
+def test_abort_leaves_the_old_line_byte_for_byte_and_nothing_of_the_new_one(tales: Path) -> None:
+    run(tales)  # a copy's files have times of their own
+    before, file = contents(tales), (tales / "pipelines/tales.yaml").read_bytes()
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    assert contents(tales) != before
+    migrate.abort(tales, "tales", Silent())
+    assert contents(tales) == before
+    assert (tales / "pipelines/tales.yaml").read_bytes() == file
+    with pytest.raises(ConfigError, match="does not migrate"):
+        migrate.abort(tales, "tales", Silent())
+
+
+def test_finish_puts_the_new_line_in_place_of_the_old_one(
+    tales: Path, sent: Counter[tuple[int, str, str]]
+) -> None:
+    migrate.start(tales, "tales", NEW)
+    with pytest.raises(ReleaseError, match="cutover` first, or abort"):
+        migrate.finish(tales, "tales", Silent())
+    run(tales)
+    cut_over(tales)
+    sent.clear()
+    assert len(migrate.finish(tales, "tales", Silent())) == 1
+    assert find_pipeline("tales", tales).migration is None
+    assert not folder_of(tales).new_line.exists()
+    with run_of(tales, "tales") as now:
+        assert all(step.whole(now) is not None for step in steps_of(now.spec))
+        assert find_garbage(now) == []
+    write(tales, "owl")
+    run(tales)
+    assert first(tales, "owl") == (3, tale(3, "owl"))
+    assert [each for each in sent if each[1] == "document"] == [(128, "document", tale(3, "owl"))]
+    migrate.start(tales, "tales", "{provider: hashing, dimensions: 32}")  # and again
+    run(tales)
+    assert cut_over(tales) == 4
+
+
+@pytest.mark.parametrize("end", ["finish", "abort"])
+def test_an_end_that_is_killed_anywhere_leaves_searches_right_and_is_gone_on_with(
+    tales: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    if end == "finish":
+        cut_over(tales)
+    line = live_release(folder_of(tales)).table
+    names = ("_move_into_place", "_edited", "write_releases", "_drop", "write_json")
+    for name in [name for name in names if end == "finish" or name not in names[::4]]:
+        with monkeypatch.context() as patch:
+            patch.setattr(migrate, name, _kill)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(migrate, end)(tales, "tales", Silent())
+        assert first(tales, "fox")[1] == tale(3)
+        assert live_release(folder_of(tales)).table == line
+    getattr(migrate, end)(tales, "tales", Silent())
+    assert find_pipeline("tales", tales).migration is None
+    run(tales)
+    assert live_release(folder_of(tales)).table == line
+    assert [entry.line for entry in releases_of(tales).releases] == [""]
+    assert not folder_of(tales).new_line.exists()
+
+
+def _kill(*arguments: Any, **options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_a_cutover_waits_for_what_the_old_line_holds_and_for_the_checks(
+    tales: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.start(tales, "tales", NEW)
+    with pytest.raises(ReleaseError, match="cannot be cut over: the new line is not filled yet"):
+        cut_over(tales)
+    run(tales)
+    write(tales, "owl")
+    with run_of(tales, "tales") as now:  # the run dies after the old line
+        for step in steps_of(now.spec):
+            if step.name == "old_line":
+                list(step.work(now, []))
+    assert first(tales, "owl")[1] == tale(3, "owl")
+    with pytest.raises(ReleaseError, match="different states of the source"):
+        cut_over(tales)
+    monkeypatch.setattr(migrate, "rollback", _kill)  # between the record and the pointer
+    run(tales)
+    with pytest.raises(KeyboardInterrupt):
+        cut_over(tales)
+    assert phase_of(tales).phase == "ready"
+    assert live_release(folder_of(tales)).line == ""
+
+
+def test_the_old_line_is_left_alone_once_its_time_is_over(tales: Path) -> None:
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    cut_over(tales)
+    old = phase_of(tales).old_release
+    at = datetime.now(UTC) - timedelta(days=8)
+    write_json(folder_of(tales).cutover, {"at": at.isoformat()})
+    write(tales, "owl")
+    run(tales)
+    status = phase_of(tales)
+    assert (status.phase, status.old_release) == ("over", old)
+    assert "finish` drops the old line" in status.next_step
+    assert first(tales, "owl")[1] == tale(3, "owl")
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_is_forgotten_leaves_both_lines(tales: Path, is_over: bool) -> None:
+    write(tales, "walrus")
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    if is_over:
+        cut_over(tales)
+    with run_of(tales, "tales") as now:
+        receipt = forget(now, ["3"], [])
+        keys = [
+            EmbeddingCache.key(now.warehouse and each, "document", tale(3, "walrus"))
+            for each in {entry.space.with_codec(None).id for entry in releases_of(tales).releases}
+        ]
+        assert now.cache.get_many(keys, 64) == {}
+    assert receipt.left == []
+    run(tales)
+    for content in contents(tales).values():
+        assert b"walrus" not in content
+    assert {entry.line for entry in releases_of(tales).releases} == {"", "new_line"}
+    assert first(tales, "fox")[1] != tale(3, "walrus")
+
+
+def test_a_start_needs_a_release_and_one_migration_at_a_time(home: Path) -> None:
+    write_pipeline(home, "tales", PIPELINE)
+    write(home, "fox")
+    with pytest.raises(ReleaseError, match="has no release yet"):
+        migrate.start(home, "tales", NEW)
+    with run_of(home, "tales") as now, pytest.raises(ConfigError, match="start --to MODEL"):
+        migrate.status(now)
+    write_pipeline(home, "tales", MIGRATING)
+    with pytest.raises(ConfigError, match="migrates already"):
+        migrate.start(home, "tales", NEW)
+    write_pipeline(home, "tales", MIGRATING.replace("128}", "64}", 1))
+    with pytest.raises(ConfigError, match="old_model is the model itself"):
+        find_pipeline("tales", home)
+
+
+@pytest.mark.slow
+def test_a_migration_under_load_answers_every_query_with_what_was_released(
+    tales: Path, sent: Counter[tuple[int, str, str]]
+) -> None:
+    """A reader searches all the while; edits, runs, cutover, rollback and abort go on."""
+    animals = ["fox", "owl", "elk", "hen", "cat"]
+    done, problems, answers = [0], list[str](), Counter[int]()
+    is_over = threading.Event()
+
+    def read() -> None:
+        while not is_over.is_set():
+            oldest = done[0]
+            try:
+                release, text = first(tales, animals[oldest])
+            except Exception as error:  # noqa: BLE001  # any is a query without an answer
+                problems.append(repr(error))
+                return
+            answers[release] += 1
+            if text not in [tale(3, animal) for animal in animals[oldest:]]:
+                problems.append(f"{text} after {animals[oldest]}")
+            time.sleep(0.01)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        migrate.start(tales, "tales", NEW)
+        for number in range(1, len(animals)):
+            write(tales, animals[number])
+            run(tales)
+            done[0] = number
+            if number == 2:
+                cut_over(tales)
+        rollback(folder_of(tales), phase_of(tales).old_release)
+        migrate.abort(tales, "tales", Silent())
+        time.sleep(0.1)
+    finally:
+        is_over.set()
+        reader.join()
+    assert problems == []
+    assert len(answers) >= 4  # of both lines
+    assert max(sent[each] for each in sent if each[1] == "document") == 1
