@@ -16,7 +16,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.files import delete, write_atomic, write_json
-from embedding_pipelines.metrics.bridge import Retention, fit_bridge, retention_of
+from embedding_pipelines.metrics.bridge import Bridge, Retention, fit_bridge, retention_of
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import has_vector, known_item_queries, read_qrels
 from embedding_pipelines.ranking import nearest
@@ -54,10 +54,30 @@ class _Question:
 
 
 def build_bridge(run: Run) -> BridgeResult:
-    """Fit a bridge from `model` to `migration.old_model`, and put it where searches look for it.
+    """Fit a bridge, and put it where searches look for it. Raises ReleaseError if it keeps less than
+    RETENTION, and as `measure_bridge`."""
+    bridge, result = measure_bridge(run)
+    folder, space = run.folder, live_release(run.folder).space
+    record = folder.bridge.with_suffix(".json")
+    delete(record)  # before the map: it is read if the record is there
+    if result.retention_low < RETENTION:
+        raise ReleaseError(
+            f"Pipeline {run.spec.name!r}: the bridge is refused. With queries of the new model the old "
+            f"table keeps {result.retention:.1%} of its recall@10 of {result.own_recall:.3f}, and no "
+            f"more than {result.retention_low:.1%} is proven by {result.queries:,} queries; "
+            f"{RETENTION:.0%} is needed. Search with the old model until the cutover."
+        )
+    write_atomic(folder.bridge, bridge.to_bytes())
+    spaces = {"from": run.model.space.id, "to": space.with_codec(None).id}
+    write_json(record, {**spaces, **asdict(result)})
+    return result
 
-    Raises ReleaseError if it keeps less than RETENTION, and once searches read the new line;
-    ConfigError for a pipeline that does not migrate, of images, or without queries; BudgetError.
+
+def measure_bridge(run: Run) -> tuple[Bridge, BridgeResult]:
+    """Fit a bridge from `model` to `migration.old_model`, and measure it on other documents.
+
+    Raises ReleaseError once searches read the new line; ConfigError for a pipeline that does not
+    migrate, of images, or without queries; BudgetError.
     """
     spec, folder = run.spec, run.folder
     if spec.migration is None:
@@ -103,7 +123,7 @@ def build_bridge(run: Run) -> BridgeResult:
         raise ConfigError(f"Pipeline {spec.name!r}: no query has a vector in both models.")
     figures: NDArray[np.float64] = np.array(recalls)
     kept: Retention = retention_of(figures[:, 1], figures[:, 0])
-    result = BridgeResult(
+    return bridge, BridgeResult(
         pipeline=spec.name,
         kind=bridge.kind,
         pairs=int(sound.sum()),
@@ -114,19 +134,6 @@ def build_bridge(run: Run) -> BridgeResult:
         queries=kept.queries,
         embedded=usage.embedded,
     )
-    record = folder.bridge.with_suffix(".json")
-    delete(record)  # before the map: it is read if the record is there
-    if kept.low < RETENTION:
-        raise ReleaseError(
-            f"Pipeline {spec.name!r}: the bridge is refused. With queries of the new model the old "
-            f"table keeps {kept.mean:.1%} of its recall@10 of {kept.own_recall:.3f}, and no more than "
-            f"{kept.low:.1%} is proven by {kept.queries:,} queries; {RETENTION:.0%} is needed. Search "
-            "with the old model until the cutover."
-        )
-    write_atomic(folder.bridge, bridge.to_bytes())
-    spaces = {"from": run.model.space.id, "to": live.space.with_codec(None).id}
-    write_json(record, {**spaces, **asdict(result)})
-    return result
 
 
 def _questions(old: Run) -> list[_Question]:

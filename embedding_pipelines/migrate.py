@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -30,7 +29,7 @@ from embedding_pipelines.releases import (
 )
 from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
-from embedding_pipelines.spec.edit import REMOVED, edit_pipeline, with_options
+from embedding_pipelines.spec.edit import REMOVED, Options, edit_pipeline, with_options
 from embedding_pipelines.spec.load import find_file, find_pipeline, parse_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.checks import current_checks
@@ -46,6 +45,7 @@ from embedding_pipelines.storage.warehouse import (
     parse_state,
 )
 
+MIGRATION = ("migration",)
 SIDE = 0.975  # of an interval of 95%
 FINISHING = "finishing"  # in the record of the cutover: the old line goes
 
@@ -104,7 +104,10 @@ def start(home: Path, name: str, model: str) -> PipelineSpec:
     live_release(folder)  # without one there is nothing to keep up
     text = path.read_bytes().decode()
     before = yaml.safe_load(text)["model"]
-    options = {("model",): yaml.safe_load(model), ("migration",): {"old_model": before}}
+    options: Options = {
+        ("model",): yaml.safe_load(model),
+        MIGRATION: {"old_model": before},
+    }
     with _edited(path, options) as edited:
         return edited
 
@@ -192,7 +195,7 @@ def abort(home: Path, name: str, progress: Progress) -> list[str]:
         path = find_file(spec.name, home)
         if spec.migration is not None:
             before = yaml.safe_load(path.read_bytes())["migration"]["old_model"]
-            with _edited(path, {("model",): before, ("migration",): REMOVED}):
+            with _edited(path, {("model",): before, MIGRATION: REMOVED}):
                 pass
         releases = read_releases(folder)
         gone = releases.of_line(NEW_LINE)
@@ -218,7 +221,7 @@ def finish(home: Path, name: str, progress: Progress) -> list[str]:
         write_json(folder.cutover, {**record, FINISHING: True})
         _move_into_place(folder)
         if spec.migration is not None:
-            with _edited(find_file(spec.name, home), {("migration",): REMOVED}):
+            with _edited(find_file(spec.name, home), {MIGRATION: REMOVED}):
                 pass
         releases = read_releases(folder)
         gone = [] if not releases.of_line(NEW_LINE) else releases.of_line("")
@@ -262,10 +265,12 @@ def _changes(folder: PipelineFolder, old: Release, new: Release) -> list[Change]
         shared = before[name].keys() & now[name].keys()
         if not shared:
             continue
-        means = [
+        old_mean, new_mean = (
             sum(each[query] for query in shared) / len(shared) for each in (before[name], now[name])
-        ]
-        changes.append(Change(name, *means, better.certain, -worse.certain, len(shared)))
+        )
+        changes.append(
+            Change(name, old_mean, new_mean, better.certain, -worse.certain, len(shared))
+        )
     return changes
 
 
@@ -343,7 +348,7 @@ def _alone(warehouse: Warehouse, name: str, progress: Progress) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _edited(path: Path, options: dict[tuple[str, ...], Any]) -> Iterator[PipelineSpec]:
+def _edited(path: Path, options: Options) -> Iterator[PipelineSpec]:
     """What the file says with these options, which it has from then on."""
     text = path.read_bytes().decode()
     spec = parse_pipeline(with_options(text, options), path.stem, path.name)

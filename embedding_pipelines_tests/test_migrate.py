@@ -286,7 +286,7 @@ def test_what_is_forgotten_leaves_both_lines(tales: Path, is_over: bool) -> None
     with run_of(tales, "tales") as now:
         receipt = forget(now, ["3"], [])
         keys = [
-            EmbeddingCache.key(now.warehouse and each, "document", tale(3, "walrus"))
+            EmbeddingCache.key(each, "document", tale(3, "walrus"))
             for each in {entry.space.with_codec(None).id for entry in releases_of(tales).releases}
         ]
         assert now.cache.get_many(keys, 64) == {}

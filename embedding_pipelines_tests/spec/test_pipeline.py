@@ -86,7 +86,7 @@ CHANGES_NOTHING = {
     "budget", "name", "description", "owners", "output_dim", "schedule", "partitions", "seed",
     "evaluation", "optimized", "source.kind", "model.kind", "store.kind", "store.refine",
     "store.nprobes", "search.language", "receipts", "events", "permissions",
-    "engine", "output", "search.rerank", "search.rerank_candidates",
+    "engine", "output", "search.rerank", "search.rerank_candidates", "migration",
 }  # fmt: skip
 
 
