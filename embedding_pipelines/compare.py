@@ -30,7 +30,7 @@ from embedding_pipelines.quality.queries import (
     read_qrels,
 )
 from embedding_pipelines.remote import refresh
-from embedding_pipelines.run import Run
+from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.chain import step_named
@@ -202,9 +202,9 @@ def _name(options: ProviderOptions) -> str:
 def _beside(copy: Run, number: int) -> Warehouse:
     """A folder for what another model is trained to, with the chunks of the copy."""
     root = copy.folder.folder.parent / f"model-{number}"
-    folder = root / copy.spec.name
+    folder = root / copy.spec.name / line_of(copy.spec)
     folder.mkdir(parents=True)
-    (folder / "chunks").symlink_to(copy.folder.folder / "chunks")
+    (folder / "chunks").symlink_to(copy.folder.chunks.folder)
     return Warehouse(copy.warehouse.home, root)
 
 

@@ -82,8 +82,10 @@ class Releases(BaseModel):
         return self.releases[-1] if self.releases else None
 
     def previous(self, number: int) -> Release | None:
-        """The newest release that is older than `number`."""
-        return next((entry for entry in reversed(self.releases) if entry.number < number), None)
+        """The newest release that is older than `number`, and of its line."""
+        own = self.get(number)
+        older = [entry for entry in reversed(self.releases) if entry.number < number]
+        return next((entry for entry in older if own is None or entry.line == own.line), None)
 
     @property
     def numbers(self) -> str:

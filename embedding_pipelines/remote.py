@@ -39,6 +39,7 @@ from embedding_pipelines.storage.generations import (
 from embedding_pipelines.storage.lease import Lease, this_process
 from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import (
+    NEW_LINE,
     Warehouse,
     file_digest,
     parse_state,
@@ -310,10 +311,14 @@ class Remote:
     def _fill_cache(self, fetched: Iterable[str]) -> None:
         """File the vectors of the shards among these files, so that a text is paid for once by all
         machines."""
-        start = f"{self._path_of('embeddings')}/b"
-        shards = [path for path in fetched if path.startswith(start) and path.endswith(".parquet")]
-        partitions = [path.rpartition("/")[2].partition("-")[0] for path in shards]
-        file_vectors(self.folder, EmbeddingCache(self.warehouse.cache), partitions)
+        shards = [path for path in fetched if path.endswith(".parquet")]
+        for line in ("", NEW_LINE):
+            folder = self.warehouse.pipeline(self.name, line)
+            start = f"{folder.embeddings.folder.relative_to(self.warehouse.root).as_posix()}/b"
+            own = [path for path in shards if path.startswith(start)]
+            partitions = [path.rpartition("/")[2].partition("-")[0] for path in own]
+            if own:
+                file_vectors(folder, EmbeddingCache(self.warehouse.cache), partitions)
 
     def compare_anew(self) -> None:
         """Have the next writer compare every file with its digest, whatever its size and time."""

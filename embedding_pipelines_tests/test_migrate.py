@@ -140,6 +140,7 @@ def test_both_lines_are_kept_up_through_cutover_and_rollback(
     write(tales, "owl")
     run(tales)  # the old line is released anew, the new one waits
     assert first(tales, "owl") == (3, tale(3, "owl"))
+    assert releases_of(tales).previous(3) == releases_of(tales).get(1)  # never the other line's
     assert cut_over(tales) == 4
     assert first(tales, "owl") == (4, tale(3, "owl"))
     with pytest.raises(ReleaseError, match="read the new line already"):

@@ -422,7 +422,8 @@ class _Embedding(ShardWork):
             Usage(embedded_tokens=self._budget.counted, billed_tokens=self._budget.billed)
         )
         space, precision = model.space.id, model.precision
-        return _Kit(run.spec, run.warehouse.home, token, __version__, space, precision, vectors)
+        home, is_old_line = run.warehouse.home, run.is_old_line
+        return _Kit(run.spec, home, token, __version__, space, precision, vectors, is_old_line)
 
     def advance(self, amount: int) -> None:
         self._advance(amount)
@@ -442,9 +443,13 @@ class _Kit(Kit):
     space: str
     precision: str  # that everybody computes in; empty: nobody can say
     vectors: Vectors | None  # float32[n, d] of known texts
+    is_old_line: bool  # as in `Run`
+
+    def run(self) -> Run:
+        return Run(self.spec, Warehouse(self.home), is_old_line=self.is_old_line)
 
     def open_shared(self) -> _Hub:
-        return _Hub(Run(self.spec, Warehouse(self.home)))
+        return _Hub(self.run())
 
     def open(self, shared: Shared) -> "_Embedder":
         """Raises EngineError for a machine that has another version, folder, model or precision."""
@@ -452,7 +457,7 @@ class _Kit(Kit):
             raise EngineError(
                 f"it has version {__version__} of embedding-pipelines, and the run {self.version}"
             )
-        run = Run(self.spec, Warehouse(self.home))
+        run = self.run()
         if read_json(run.folder.cluster) != {"run": self.token}:
             raise EngineError(
                 f"its {run.folder.folder} is not that of the machine that started the run: mount the "
