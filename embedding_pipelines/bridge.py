@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain
@@ -161,8 +162,9 @@ def _sample(old: Run, held_out: frozenset[str]) -> tuple[list[str], Vectors]:
             rows = [
                 row for row, name in enumerate(documents) if is_there[row] and name not in held_out
             ][: PAIRS - len(texts)]
-            texts += chunks["text"].take(rows).to_pylist()
-            parts.append(to_matrix(embeddings[VECTOR].take(rows)))
+            chosen = pa.array(rows, pa.int64())
+            texts += chunks["text"].take(chosen).to_pylist()
+            parts.append(to_matrix(embeddings[VECTOR].take(chosen)))
         if len(texts) >= PAIRS:
             break
     empty = np.empty((0, old.model.space.dimensions), np.float32)
