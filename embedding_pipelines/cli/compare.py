@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import Name, Outcomes, Output, load_spec, open_run
+from embedding_pipelines.cli import remote
+from embedding_pipelines.cli.common import (
+    Name,
+    Outcomes,
+    Output,
+    ServerUrl,
+    load_spec,
+    open_run,
+)
 from embedding_pipelines.cli.terminal import (
     TerminalProgress,
     counted,
@@ -41,6 +49,7 @@ def compare(
     documents: Annotated[
         int, typer.Option(min=10, metavar="NUMBER", help="How many to take as a sample.")
     ] = SAMPLE,
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Measure other models on the pipeline's own data, beside its own.
 
@@ -51,6 +60,15 @@ def compare(
     pipeline changes. Embeddings go to the cache, so a run with the chosen model does not pay for
     them again.
     """
+    if server:
+        from pydantic import TypeAdapter
+
+        from embedding_pipelines.compare import Comparison
+
+        values = remote.compare(server, name, models, documents)
+        measured = TypeAdapter(Comparison).validate_python(values)
+        yield Output([values], lambda: _show(measured))
+        return
     from embedding_pipelines.compare import compare_models, parse_models
 
     spec, options = load_spec(name), parse_models(models)

@@ -63,6 +63,12 @@ def optimize(
         yield from _ended(client, start)
 
 
+def compare(server: str, name: str, models: Sequence[str], documents: int) -> dict[str, Any]:
+    """What `compare` measures on a server."""
+    with open_client(server) as client:
+        return client.wait(client.compare(name, models, documents)).result
+
+
 def deploy(server: str, name: str, endpoint: str) -> Outcomes:
     """As the command `deploy`."""
     with open_client(server) as client:

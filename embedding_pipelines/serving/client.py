@@ -232,6 +232,17 @@ class EmbeddingPipelines(_Client):
         quantization), binary, or several of them, or auto. `wait` for the run."""
         return self._send(optimize(id, method, dimensions, floor, max_ms))
 
+    def compare(
+        self,
+        id: int | str,
+        models: Sequence[str | Mapping[str, Any]],
+        documents: int | None = None,
+    ) -> RunReply:
+        """Start to measure models on a sample of a pipeline's data, beside its own; `wait` for the run,
+        whose `result` has the figures. Nothing of the pipeline changes. `models` are written as in a
+        pipeline file; `documents`: the size of the sample, None: 2,000."""
+        return self._send(compare(id, models, documents))
+
     def deploy(self, id: int | str, endpoint: str) -> RunReply:
         """Start to give a pipeline's live release to an endpoint; `wait` for the run."""
         return self._send(start(f"{PIPELINES}/deploy", {"id": id, "endpoint": endpoint}))
@@ -384,6 +395,14 @@ class AsyncEmbeddingPipelines(_Client):
     ) -> RunReply:
         return await self._send(optimize(id, method, dimensions, floor, max_ms))
 
+    async def compare(
+        self,
+        id: int | str,
+        models: Sequence[str | Mapping[str, Any]],
+        documents: int | None = None,
+    ) -> RunReply:
+        return await self._send(compare(id, models, documents))
+
     async def deploy(self, id: int | str, endpoint: str) -> RunReply:
         return await self._send(start(f"{PIPELINES}/deploy", {"id": id, "endpoint": endpoint}))
 
@@ -492,6 +511,13 @@ def optimize(
     methods = method if isinstance(method, str) else list(method)
     body = {"method": methods, "dimensions": dimensions, "floor": floor, "max_ms": max_ms}
     return start(f"{_path(id)}/optimize", body)
+
+
+def compare(
+    id: int | str, models: Sequence[str | Mapping[str, Any]], documents: int | None
+) -> Call[RunReply]:
+    body = {"models": list(models), "documents": documents}
+    return start(f"{_path(id)}/compare", body)
 
 
 def delete(id: int | str, keep_file: bool) -> Call[DeletedReply]:

@@ -5,7 +5,7 @@ data/warehouse/runs/
 ├── ID.json             what was asked for; in the end, how it ended
 ├── ID.log              what the process printed, which is nothing if all goes well
 └── PIPELINE.build      locked by the process that works on the pipeline, for as long as it lives;
-                        PIPELINE.deploy the same for deployments
+                        PIPELINE.deploy and PIPELINE.compare the same for these
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 GROUPS: Mapping[RunKind, str] = {  # of two in one group, the second is refused
     "run": "build",
     "optimize": "build",
+    "compare": "compare",
     "deploy": "deploy",
     "undeploy": "deploy",
 }

@@ -412,7 +412,7 @@ class Health(BaseModel):
 
 # Management: pipelines, their runs, their deployments.
 
-RunKind = Literal["run", "optimize", "deploy", "undeploy"]
+RunKind = Literal["run", "optimize", "compare", "deploy", "undeploy"]
 RunStatus = Literal["queued", "running", "succeeded", "failed"]
 PipelineRef = Annotated[
     int | str, Field(description="A pipeline's number or name.", examples=[123, "products"])
@@ -485,6 +485,18 @@ class OptimizeRequest(Body):
     dimensions: int | None = Field(None, ge=1, le=2**20, description="That pca or truncate keep.")
     floor: float | None = Field(None, gt=0, le=1, description="The recall@10 to prove.")
     max_ms: float = Field(500.0, ge=0, description="Latency budget (median) for auto.")
+
+
+class CompareRequest(Body):
+    """Models to measure on a pipeline's own data, beside its own."""
+
+    models: list[Annotated[str, Field(max_length=2_048)] | dict[str, JsonValue]] = Field(
+        min_length=1,
+        max_length=16,
+        description="As a pipeline file has them: an alias, `provider:model`, or options.",
+        examples=[["hashing", {"provider": "hf", "model": "org/name", "precision": "int8"}]],
+    )
+    documents: int = Field(2_000, ge=10, le=1_000_000, description="The size of the sample.")
 
 
 class DeployRequest(Body):

@@ -4,6 +4,7 @@ HOME RUN LOCK`, where LOCK is the number of the locked file that it keeps open."
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -92,6 +93,16 @@ def _optimize(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     }
 
 
+def _compare(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
+    """Measure models; nothing of the pipeline changes."""
+    from embedding_pipelines.compare import compare_models, parse_models
+
+    spec = find_pipeline(record.pipeline, home)
+    models = parse_models(record.options["models"])
+    with Run(spec, Warehouse(home), progress) as run:
+        return asdict(compare_models(run, models, record.options["documents"]))
+
+
 def _deploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     from embedding_pipelines.serving.targets.deploy import deploy
 
@@ -118,7 +129,7 @@ def _key(record: Record) -> str:
 
 
 WORK: Mapping[str, Callable[[Path, Record, Progress], dict[str, Any]]] = MappingProxyType(
-    {"optimize": _optimize, "deploy": _deploy, "undeploy": _undeploy}
+    {"optimize": _optimize, "compare": _compare, "deploy": _deploy, "undeploy": _undeploy}
 )
 
 

@@ -8,11 +8,13 @@ import pytest
 
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.serving.runs import Runs
-from embedding_pipelines_tests.chain import write_csv
+from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.serving.live import live
 from embedding_pipelines_tests.serving.scripted import ANSWER, Script, scripted
 from embedding_pipelines_tests.serving.test_runs import STUB
+from embedding_pipelines_tests.test_compare import PIPELINE as COMPARED
+from embedding_pipelines_tests.test_compare import ROWS as TALES
 
 KEY = "key-of-the-tests"
 CONFIG = "model: hashing\ndata_path: data/texts.csv\n"
@@ -145,3 +147,25 @@ def test_what_a_search_on_a_server_cannot_do_is_said(
     assert said.code != 0
     assert words in said.err
     assert "Traceback" not in said.err
+
+
+def test_models_are_compared_on_the_server(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, few = tmp_path / "there", "{provider: hashing, dimensions: 8}"
+    write_csv(there, "a.csv", TALES)
+    write_pipeline(there, "tales", COMPARED)
+    monkeypatch.setenv("EMBEDDING_API_KEY", KEY)
+    with live(there, KEY) as (address, _, _):
+        said = command("compare", "tales", few, "--documents", "80", "--server", address)
+        assert said.code == 0, said.err
+        assert said.out.splitlines()[0] == "tales: 80 of 300 documents, 40 known items"
+        assert "hashing finds less than hashing" in said.out
+        for wrong, words in {
+            "minlm": "Did you mean 'minilm'",
+            "{provider: word2vec, vectors: /etc/passwd}": "outside the server's home folder",
+            "{provider: openai, model: text-embedding-3-small, api_key_env: HOME}": "does not send HOME",
+            "{provider: custom, cls: models.Mine}": "runs code",
+        }.items():
+            said = command("compare", "tales", wrong, "--server", address)
+            assert (said.code, words in " ".join(said.err.split())) == (1, True), said.err

@@ -23,6 +23,7 @@ from embedding_pipelines.serving.wire import (
     KEY_OF_REQUEST,
     KEY_VARIABLE,
     BadRequest,
+    CompareRequest,
     Conflict,
     CreatedReply,
     DeletedReply,
@@ -245,6 +246,41 @@ def optimize(
     floor = AUTO_FLOOR if body.floor is None and methods == (AUTO,) else body.floor
     goal = Goal(methods, body.dimensions, floor, body.max_ms)
     return _start(request, response, name, number, "optimize", asdict(goal), key)
+
+
+@router.post(
+    "/{id}/compare",
+    status_code=202,
+    responses={**ABSENT, **BUSY},
+    dependencies=[Depends(allow("write"))],
+)
+def compare(
+    id: Id, body: CompareRequest, request: Request, response: Response, key: RequestKey = None
+) -> RunReply:
+    """Measure models on a sample of a pipeline's own data, beside its own; the run's result has the
+    figures. Nothing of the pipeline changes; a service is sent the sample."""
+    from embedding_pipelines.compare import parse_models
+    from embedding_pipelines.spec.create import paths_that_leave
+
+    name, number = _find(request, id, with_file=True)
+    permissions = _server(request).permissions
+    models = [each if isinstance(each, str) else json.dumps(each) for each in body.models]
+    if KEY_VARIABLE in "".join(models):
+        raise BadRequest(
+            f"models: one names ${KEY_VARIABLE}, this server's key, which goes to nobody."
+        )
+    try:
+        permissions.check_texts(models)
+        for given in parse_models(models):
+            permissions.check_model(given)
+            if outside := list(paths_that_leave({"model": given.model_dump(mode="json")})):
+                raise BadRequest(
+                    f"{'; '.join(outside)} is outside the server's home folder. Name a path below it."
+                )
+    except ConfigError as error:
+        raise BadRequest(_without(_home(request), str(error))) from None
+    options = {"models": models, "documents": body.documents}
+    return _start(request, response, name, number, "compare", options, key)
 
 
 @router.delete("/{id}", responses={**ABSENT, **BUSY}, dependencies=[Depends(allow("admin"))])
