@@ -165,7 +165,7 @@ def test_models_are_compared_on_the_server(
             "minlm": "Did you mean 'minilm'",
             "{provider: word2vec, vectors: /etc/passwd}": "outside the server's home folder",
             "{provider: openai, model: text-embedding-3-small, api_key_env: HOME}": "does not send HOME",
-            "{provider: custom, cls: models.Mine}": "runs code",
+            "{provider: custom, cls: 'models:Mine'}": "runs code",
         }.items():
             said = command("compare", "tales", wrong, "--server", address)
             assert (said.code, words in " ".join(said.err.split())) == (1, True), said.err
