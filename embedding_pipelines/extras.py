@@ -14,6 +14,7 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "buckets": "A path in an object store",
     "evaluation": "An evaluation with qrels",
     "explore": "Exploring a table",
+    "finetune": "Fine-tuning",
     "huggingface": "A dataset of the Hugging Face hub",
     "images": "A source of images",
     "int8": "Precision int8",
