@@ -166,7 +166,8 @@ def compare_models(
         )
         values: list[dict[str, dict[str, float]]] = []
         for number, options in enumerate(every):
-            warehouse = copy.warehouse if number == 0 else _beside(copy, number)
+            is_own = number == 0 and (not options.trains or _is_trained(copy))
+            warehouse = copy.warehouse if is_own else _beside(copy, number)
             with Run(run.spec, warehouse, run.progress, options=options) as own:
                 budget = BudgetTracker.of(run.spec.budget, options)
                 try:
@@ -188,15 +189,25 @@ def _require_usable(run: Run, options: ProviderOptions) -> None:
             f"{name}: comparing runs no code that nobody vouched for. Write `trusted: true` in its "
             "options if it may."
         )
+    finetuning = getattr(options, "finetune", None)
+    if options != run.spec.model and finetuning is not None and finetuning.pairs == "receipts":
+        raise ConfigError(
+            f"{name}: it would be judged by the receipts that it is trained on. Write it into the "
+            "pipeline file and run: the check not_worse_than_base compares it with its base."
+        )
     problems = [*options.mistakes(run.warehouse.home), *options.missing_keys()]
     if problems:
         raise ConfigError(f"{name}: {problems[0]}")
 
 
 def _name(options: ProviderOptions) -> str:
-    parts = [options.kind, getattr(options, "model", "")]
+    parts = [options.kind, getattr(options, "title", "") or getattr(options, "model", "")]
     precision = getattr(options, "precision", "auto")
     return ":".join(filter(None, parts)) + (f" ({precision})" if precision != "auto" else "")
+
+
+def _is_trained(copy: Run) -> bool:
+    return step_named("train").current(copy) is not None
 
 
 def _beside(copy: Run, number: int) -> Warehouse:

@@ -45,11 +45,15 @@ class Paused(Exception):
     """Raised where a run was told to stop by itself; not an error. `str` says how far it has come."""
 
 
+# Steps that can end in their middle, and what their units are then.
+VERBS = {"chunks": "cut into chunks", "train": "trained", "embeddings": "embedded"}
+
+
 class Limited:
     """A progress that ends a run with Paused at a share of its tokens, from 0 to 1, or at a time of
     the clock `time.monotonic`, whichever comes first.
 
-    It does so between partitions that are cut and between requests to the model, for what was done
+    It does so between partitions that are cut, steps of training and requests to the model, for what was done
     until then is kept; never where no partition is left to write.
     """
 
@@ -59,13 +63,12 @@ class Limited:
 
     def update(self, step: str, done: int, total: int | None, unit: str) -> None:
         self._progress.update(step, done, total, unit)
-        if step not in ("chunks", "embeddings") or not total or done >= total:
+        if step not in VERBS or not total or done >= total:
             return
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
         is_enough = step == "embeddings" and self._share is not None and done >= self._share * total
         if is_late or is_enough:
-            verb = "embedded" if step == "embeddings" else "cut into chunks"
-            self.paused = f"{done:,} of {total:,} {unit} are {verb}"
+            self.paused = f"{done:,} of {total:,} {unit} are {VERBS[step]}"
             raise Paused(self.paused)
 
     def note(self, text: str) -> None:

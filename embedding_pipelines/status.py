@@ -290,7 +290,8 @@ def _without_text(run: Run, partition: str) -> Iterator[Rejection]:
 
 def title_of(options: ProviderOptions) -> str:
     """Provider and model in a few letters."""
-    return f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":")
+    model = getattr(options, "title", "") or getattr(options, "model", "")
+    return f"{options.kind}:{model}".rstrip(":")
 
 
 def _live_model(run: Run, live: Release) -> str | None:
@@ -303,7 +304,7 @@ def _live_model(run: Run, live: Release) -> str | None:
     differences = {
         name: value
         for name, value in ran.model_dump(mode="json", exclude_defaults=other_kind).items()
-        if value != configured.get(name) and not str(value).startswith(copies)
+        if value != configured.get(name) and name != "trained" and not str(value).startswith(copies)
     }
     if not differences and not other_kind:
         return None

@@ -470,6 +470,16 @@ def int8(environment: Environment) -> None:
     environment.finds("int8")
 
 
+def finetune(environment: Environment) -> None:
+    name = MINILM.removeprefix("hf:")
+    rows = [{"query": f"what {text[4:-1]}", "positive": text} for text in TEXTS]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (environment.home / "pairs.jsonl").write_text(lines)
+    options = "{pairs: pairs.jsonl, hard_negatives: 0}"
+    environment.pipeline("tuned", f"{{provider: hf, model: {name}, finetune: {options}}}")
+    environment.finds("tuned")
+
+
 def word2vec(environment: Environment) -> None:
     environment.pipeline("words", "{provider: word2vec, train: {min_count: 1}}")
     environment.finds("words")
@@ -629,6 +639,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "buckets": ("buckets", buckets),
     "evaluation": ("evaluation", evaluation),
     "explore": ("explore", explore),
+    "finetune": ("finetune,offline", finetune),  # the weights of a model, beside what trains it
     "huggingface": ("huggingface", huggingface),
     "images": ("images", pictures),
     "int8": ("int8,offline", int8),  # the weights of a model, beside what runs it

@@ -206,6 +206,8 @@ def forget(
         _erase_rows(run, traces, places, receipt)
         if run.folder.output.exists():
             receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
+        for path in run.folder.model.parent.glob(".checkpoints-*/"):  # trained on the texts
+            shutil.rmtree(path)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids.__contains__, needles.are_quoted
@@ -513,8 +515,9 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
         )
     if run.spec.model.trains:
         receipt.notes.append(
-            "The model was trained on these texts and keeps words of them. Delete "
-            f"{run.folder.model.parent} to have the next run train another."
+            "The model was trained on this pipeline's texts and may keep something of these. Delete "
+            f"{run.folder.model} to have the next run train another without them; `clean` removes "
+            "the old one once no release names it."
         )
 
 

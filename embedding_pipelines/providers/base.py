@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from embedding_pipelines.images import Pixels, Resize
+    from embedding_pipelines.inference.finetuning import Example, Finetuning
 
 InputType = Literal["document", "query"]
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
@@ -171,6 +172,11 @@ class ProviderOptions(Choice):
         """Whether the model is trained on the pipeline's own texts before it can embed."""
         return False
 
+    @property
+    def training(self) -> "ProviderOptions":
+        """The options that decide what training comes to: a change of them trains another model."""
+        return self
+
 
 class EmbeddingModel(ABC):
     """A live model: client or engine, tokenizer, identity and limits. Any number of threads may
@@ -272,6 +278,39 @@ class TrainableModel(EmbeddingModel):
     def train(self, texts: Iterable[str]) -> None:
         """Train on `texts`, read once, and save the result. Raises SourceError if they are too
         few."""
+
+
+class FinetunedModel(EmbeddingModel):
+    """A model that goes on learning from pairs of queries and texts, where its options say so.
+    Until then it cuts and counts texts as its base does."""
+
+    @property
+    @abstractmethod
+    def finetuning(self) -> "Finetuning":
+        """How. Raises ConfigError for options that do not train."""
+
+    @property
+    @abstractmethod
+    def base(self) -> EmbeddingModel:
+        """The model that it was before, open."""
+
+    @abstractmethod
+    def finetune(
+        self,
+        name: str,
+        examples: "Sequence[Example]",
+        advance: Callable[[int, int], None],
+    ) -> Path:
+        """Train into a folder of this name, unless it is there; the folder. A training that was cut
+        off goes on where it was. Raises ConfigError without the packages that it needs."""
+
+    @abstractmethod
+    def open_trained(self, folder: Path) -> EmbeddingModel:
+        """The model in a folder that `finetune` has filled."""
+
+    @abstractmethod
+    def drop_trained(self) -> None:
+        """Open what training has written at the next use."""
 
 
 def check_reply(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:

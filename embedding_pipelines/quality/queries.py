@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from embedding_pipelines.embedding.texts import count_tokens
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import read_json
 from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.preprocessing.tokens import has_content
 from embedding_pipelines.providers.base import InputType
@@ -63,11 +64,27 @@ class Qrels:
 
 def known_item_queries(run: Run, most: int) -> list[KnownItemQuery]:
     """Up to `most` queries from the corpus, always the same while their documents are: of the first
-    partitions, which hold a random part of them, in the order of the documents' digests."""
-    return list(islice(_known_items(run), most))
+    partitions, which hold a random part of them, in the order of the documents' digests. Those that
+    the model was trained on are left out."""
+    trained = trained_queries(run)
+    items = (item for item in known_items(run) if query_key(item.query) not in trained)
+    return list(islice(items, most))
 
 
-def _known_items(run: Run) -> Iterator[KnownItemQuery]:
+def query_key(text: str) -> str:
+    """Names a query that a model was trained on, without its words."""
+    return digest(text.strip().casefold().encode()).hex()[:16]
+
+
+def trained_queries(run: Run) -> frozenset[str]:
+    """The keys of the queries that the pipeline's model was fine-tuned on, which judge nothing."""
+    if not run.spec.model.trains:
+        return frozenset()
+    return frozenset((read_json(run.folder.model) or {}).get("queries", ()))
+
+
+def known_items(run: Run) -> Iterator[KnownItemQuery]:
+    """As `known_item_queries`, of all documents."""
     has_title = len(getattr(run.spec.source, "text", ())) > 1
     for partition in run.spec.partition_names:
         for name, text in _first_chunks(run, partition):
@@ -125,9 +142,9 @@ def has_vector(vectors: Vectors) -> NDArray[np.bool_]:
 
 def read_qrels(run: Run) -> Qrels | None:
     """The queries with relevance judgements: those of the pipeline's files, and those of which people
-    rated results; None without any. Raises ConfigError for a file that is not there or lacks a
-    column."""
-    texts, relevance = _qrels_of_files(run)
+    rated results, but for those that the model was trained on; None without any. Raises ConfigError
+    for a file that is not there or lacks a column."""
+    texts, relevance = qrels_of_files(run)
     try:
         need("ir_measures", "evaluation")  # before a run pays for what it could not measure
         rated = rated_queries(run)
@@ -137,10 +154,14 @@ def read_qrels(run: Run) -> Qrels | None:
         return None  # nobody asked for figures
     if not texts and not rated[0]:
         return None
-    return Qrels(rated[0] | texts, rated[1] | relevance)
+    texts, relevance, trained = rated[0] | texts, rated[1] | relevance, trained_queries(run)
+    texts = {name: text for name, text in texts.items() if query_key(text) not in trained}
+    return Qrels(texts, {name: relevance[name] for name in texts}) if texts else None
 
 
-def _qrels_of_files(run: Run) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+def qrels_of_files(run: Run) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Texts and judgements by query id, as the files of `evaluation` have them. Raises as
+    `read_qrels`."""
     options = run.spec.evaluation
     if options.queries is None or options.qrels is None:
         return {}, {}
@@ -190,8 +211,14 @@ def _columns(
     run: Run, name: str, option: str, columns: Sequence[Sequence[str]]
 ) -> Iterator[tuple[str, ...]]:
     """Some columns, each under one of several names, of a JSON Lines, CSV or tab-separated file."""
-    path = run.warehouse.home / name
-    where = f"evaluation.{option}: {path}"
+    rows = read_rows(run.warehouse.home / name, f"evaluation.{option}")
+    yield from pick_columns(rows, f"evaluation.{option}: {run.warehouse.home / name}", columns)
+
+
+def read_rows(path: Path, option: str) -> list[Mapping[str, object]]:
+    """The rows of a JSON Lines, CSV or tab-separated file, which is told by its ending, and which an
+    option names. Raises ConfigError for a file that cannot be read, or without rows."""
+    where = f"{option}: {path}"
     try:
         rows = list(_rows(path))
     except OSError as error:
@@ -202,6 +229,13 @@ def _columns(
         ) from error
     if not rows:
         raise ConfigError(f"{where} holds no rows. Give it some, or leave the option out.")
+    return rows
+
+
+def pick_columns(
+    rows: Sequence[Mapping[str, object]], where: str, columns: Sequence[Sequence[str]]
+) -> Iterator[tuple[str, ...]]:
+    """Some columns of the rows, each under one of several names. Raises ConfigError without one."""
     names = [next((name for name in names if name in rows[0]), "") for names in columns]
     if "" in names:
         missing = " or ".join(map(repr, columns[names.index("")]))

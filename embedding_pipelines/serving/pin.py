@@ -95,6 +95,8 @@ def model_folder_of(options: ProviderOptions, home: Path) -> Path | None:
     """The folder of a local model's files on this machine, if there is one."""
     if options.kind not in LOCAL:
         return None
+    if (trained := getattr(options, "trained", None)) is not None:
+        return home / str(trained)
     return local_folder(
         str(getattr(options, "model", "")), getattr(options, "revision", None), home
     )
@@ -139,6 +141,8 @@ def _distribution(module: str) -> str:
 
 def _named(options: ProviderOptions) -> Iterator[str]:
     """The options that may name a file or a folder."""
-    names = (*FILE_OPTIONS, *(("model",) if options.kind in (*LOCAL, "tensorflow") else ()))
+    is_base = getattr(options, "trained", None) is not None  # of what goes along
+    is_file = options.kind in (*LOCAL, "tensorflow") and not is_base
+    names = (*FILE_OPTIONS, *(("model",) if is_file else ()))
     values: list[JsonValue] = [getattr(options, name, None) for name in names]
     yield from (value for value in values if isinstance(value, str) and value)

@@ -23,7 +23,7 @@ CANDIDATES = "candidates"  # the folder in which `optimize` builds its tables
 class Garbage:
     """A file or folder that can go."""
 
-    what: str  # table, version, shard, codec or leftover
+    what: str  # table, version, shard, codec, model or leftover
     path: Path
     size_bytes: int
 
@@ -37,6 +37,7 @@ def find_garbage(run: Run) -> list[Garbage]:
         *(("version", path) for table, kept in _kept(run) for path in table.garbage(kept)),
         *_shards(run),
         *_codecs(run),
+        *_models(run),
         *_leftovers(run),
     ]
     return [Garbage(what, path, _size(path)) for what, path in found]
@@ -93,6 +94,21 @@ def _codecs(run: Run) -> Iterator[tuple[str, Path]]:
     for path in list_files(folder, "*-*.*"):
         if path.suffix in (".npz", COPY) and path.with_suffix(".npz").name not in kept:
             yield "codec", path
+
+
+def _models(run: Run) -> Iterator[tuple[str, Path]]:
+    """Those that were trained, and that neither a release nor the next run uses; and checkpoints of
+    a model that is trained no more."""
+    folder = run.folder.model.parent
+    kept = {
+        getattr(entry.spec.model, "trained", None) for entry in read_releases(run.folder).releases
+    }
+    kept.add((read_json(run.folder.model) or {}).get("folder"))
+    names = {str(name).rpartition("/")[2] for name in kept}
+    for path in folder.glob("*/"):
+        is_checkpoint = path.name.startswith(".")
+        if path.name not in names and not (is_checkpoint and run.spec.model.trains):
+            yield "model", path
 
 
 def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:

@@ -60,7 +60,9 @@ def repair(run: Run) -> None:
 
 
 def state_files(folder: PipelineFolder) -> list[Path]:
-    return sorted(path for path in folder.folder.rglob("*.json") if not path.name.startswith("."))
+    """But for the files of trained models, which are as their library writes them."""
+    paths = (path for path in folder.folder.rglob("*.json") if not path.name.startswith("."))
+    return sorted(path for path in paths if folder.model.parent not in path.parents[1:])
 
 
 def _repair_states(folder: PipelineFolder) -> Iterator[str]:
