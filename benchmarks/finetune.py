@@ -142,7 +142,8 @@ def _figures(home: Path, name: str) -> dict[str, dict[str, float]]:
     """By metric and query, of what the last run wrote."""
     folder = Warehouse(home).pipeline(name)
     newest = max(folder.quality.glob("*-*-*.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(newest.read_text())["per_query"]
+    figures: dict[str, dict[str, float]] = json.loads(newest.read_text())["per_query"]
+    return figures
 
 
 def _metrics(home: Path, name: str) -> dict[str, float]:

@@ -5,13 +5,14 @@ New data does not train it again: all vectors would change, and every text would
 again.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from embedding_pipelines.errors import EmbeddingPipelinesError, SourceError
+from embedding_pipelines.errors import EmbeddingPipelinesError, ProviderError, SourceError
 from embedding_pipelines.files import read_json, write_atomic, write_json
 from embedding_pipelines.inference.finetuning import Example, require_finetuning
-from embedding_pipelines.inference.weights import file_sha256, join_sha256
+from embedding_pipelines.inference.weights import file_sha256, join_sha256, revision_sha256
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import FinetunedModel, TrainableModel
@@ -109,6 +110,7 @@ class TrainStep(Step):
                 f"finetune.pairs: only {len(examples)} of the pairs of {options.pairs} can be trained on "
                 f"with {options.hard_negatives} hard negatives each. Give the pipeline more documents."
             )
+        _remove_damaged(run)
         data = _digest_of_data(examples)
         folder = model.finetune(
             data[:12],
@@ -139,6 +141,22 @@ class TrainStep(Step):
         write_atomic(folder / "README.md", model_card(run, model, record))
         model.drop_trained()
         return record
+
+
+def _remove_damaged(run: Run) -> None:
+    """Remove the folder of the last training if it is not what training wrote, so that the same
+    training fills it again."""
+    record = read_json(run.folder.model) or {}
+    folder = run.folder.model.parent / record.get("folder", "none")
+    if not folder.is_dir():
+        return
+    try:
+        is_whole = revision_sha256(folder) == record["revision"]
+    except (ProviderError, OSError, ValueError):  # weights are missing, or JSON is cut off
+        is_whole = False
+    if not is_whole:
+        run.progress.note(f"{folder} is damaged: the model is trained again.")
+        shutil.rmtree(folder)
 
 
 def _statistics(run: Run, texts: int) -> dict[str, Any]:
