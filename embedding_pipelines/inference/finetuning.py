@@ -85,8 +85,11 @@ class Example:
 
 def require_finetuning(options: Finetuning) -> None:
     """Raise ConfigError without the packages that training needs; imports nothing."""
-    for module in ("accelerate", "datasets", "ir_measures", *(("peft",) if options.lora else ())):
-        require(module, "finetune")
+    require("accelerate", "finetune")
+    require("datasets", "finetune")
+    require("ir_measures", "finetune")
+    if options.lora:
+        require("peft", "finetune")
 
 
 def finetune(
