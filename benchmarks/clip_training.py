@@ -179,7 +179,8 @@ def search(home: Path, name: str, examples: Sequence[Example]) -> dict[str, floa
     ranks = []
     with Searcher(home, name) as searcher:
         for number, each in enumerate(examples):
-            for result in searcher.search(list(each.captions), k=len(examples)):
+            captions = list(each.captions)
+            for result in searcher.search(captions, k=len(examples), too_long="cut"):
                 names = [hit.document_id for hit in result.hits]
                 ranks.append(names.index(f"{number}{each.path.suffix}"))
     count = len(examples)
