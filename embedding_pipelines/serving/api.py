@@ -103,13 +103,7 @@ def create_app(server: Server) -> FastAPI:
         app.add_exception_handler(kind, handler)
     direct = {**embeddings.DIRECT, **search.DIRECT}
     app.add_middleware(Direct, functions=direct, error_handlers=handlers)
-    app.add_middleware(
-        Guard,
-        server=server,
-        direct_paths=frozenset(direct),
-        embed_paths=frozenset(embeddings.DIRECT),
-        refuse=_serving_reply,
-    )
+    app.add_middleware(Guard, server=server, direct_paths=frozenset(direct))
     for module in pkgutil.iter_modules(routes.__path__):
         part = importlib.import_module(f"{routes.__name__}.{module.name}")
         if hasattr(part, "router"):
@@ -128,13 +122,14 @@ def error_reply(status: int, text: str, retry_after_seconds: float | None = None
     return JSONResponse({"error": text.encode(errors="replace").decode()}, status, headers)
 
 
-def _serving_reply(error: ServingError) -> JSONResponse:
+def serving_reply(error: ServingError) -> JSONResponse:
+    """What an error of the API's own says."""
     return error_reply(error.status, str(error), error.retry_after_seconds)
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ServingError):
-        return _serving_reply(error)
+        return serving_reply(error)
     if isinstance(error, Busy):
         return error_reply(503, str(error), error.retry_after_seconds)
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)

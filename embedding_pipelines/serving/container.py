@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
+INVOCATIONS = "/invocations"
 MAX_BODY_BYTES = 32 << 20  # SageMaker sends 25 MB at most
 ROUTES = (  # the first whose fields are all there
     ({"query", "documents"}, "/v1/rerank"),
@@ -40,7 +41,7 @@ class Container:
         request = (scope.get("method"), scope["path"]) if scope["type"] == "http" else None
         if request == ("GET", "/ping"):
             await self._app(_to(scope, "/ready"), receive, send)
-        elif request == ("POST", "/invocations"):
+        elif request == ("POST", INVOCATIONS):
             await self._invoke(scope, receive, send)
         elif request is not None:
             error = "This endpoint answers GET /ping and POST /invocations."

@@ -1,52 +1,31 @@
-"""What every request passes on its way in and out: it is counted, and must not be endless.
-
-What would be answered too late is refused here, before it costs anything: its key is not checked, its
-route not looked up, its body not read. At four times what a server can do, three of four requests
-are refused, and what each of them takes is taken from the fourth.
-"""
+"""What every request passes on its way in and out: it is counted, and must not be endless."""
 
 import asyncio
-import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi.exceptions import HTTPException
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedding_pipelines.serving.server import Server
-from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests, timeout_of
 
 BODY_SECONDS = 60.0  # in which a body has to come
 MAX_BODY_BYTES = 32 << 20
-TIMEOUT = TIMEOUT_HEADER.lower().encode()
 TOO_LARGE = f"The body is too large: {MAX_BODY_BYTES >> 20} MB at most. Send it in parts."
 
 
 class Guard:
-    """ASGI middleware around all routes. `direct_paths` are answered by no route, and those of them
-    that give vectors are `embed_paths`; `refuse` writes the reply to a request for these that comes
-    when too much waits."""
+    """ASGI middleware around all routes; `direct_paths` are answered by none of them."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        server: Server,
-        direct_paths: frozenset[str],
-        embed_paths: frozenset[str],
-        refuse: Callable[[TooManyRequests], Response],
-    ) -> None:
-        self._app, self._server, self._refuse = app, server, refuse
-        self._direct_paths, self._embed_paths = direct_paths, embed_paths
+    def __init__(self, app: ASGIApp, server: Server, direct_paths: frozenset[str]) -> None:
+        self._app, self._server, self._direct_paths = app, server, direct_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status, is_whole = time.perf_counter(), 500, False
-        headers = dict(scope["headers"])
-        size, declared = 0, headers.get(b"content-length", b"")
+        size, declared = 0, dict(scope["headers"]).get(b"content-length", b"")
 
         async def receive_in_time() -> Message:
             nonlocal is_whole, size
@@ -76,16 +55,8 @@ class Guard:
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        app: ASGIApp = self._app
-        if scope["path"] in self._embed_paths:
-            try:
-                self._server.admit(
-                    timeout_of(headers.get(TIMEOUT, b"").decode("latin-1")) or math.inf
-                )
-            except TooManyRequests as error:
-                app = self._refuse(error)
         try:
-            await app(scope, receive_in_time, send_and_note)
+            await self._app(scope, receive_in_time, send_and_note)
         finally:
             path = scope["path"] if scope["path"] in self._direct_paths else _path(scope)
             seconds = time.perf_counter() - started

@@ -7,12 +7,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
-from embedding_pipelines.serving.api import create_app
-from embedding_pipelines.serving.container import Container
+from embedding_pipelines.serving.api import create_app, serving_reply
+from embedding_pipelines.serving.container import INVOCATIONS, Container
+from embedding_pipelines.serving.door import Door
+from embedding_pipelines.serving.routes import embeddings
 from embedding_pipelines.serving.server import Server
 
 # After SIGTERM: how long `/ready` says 503 while requests are still taken, so that whoever sends
@@ -34,12 +37,14 @@ class Process(uvicorn.Server):
     ) -> None:
         self.served, self._on_ready, self._ends_at = server, on_ready, float("inf")
         self._accepting = set[asyncio.Task[tuple[asyncio.Transport, asyncio.Protocol]]]()
-        app = create_app(server)
+        app, paths = create_app(server), {INVOCATIONS} if is_container else embeddings.DIRECT.keys()
+        door = partial(Door, server=server, paths=frozenset(paths), refuse=serving_reply)
         super().__init__(
             uvicorn.Config(
                 Container(app) if is_container else app,
                 host=host,
                 port=port,
+                http=door,  # type: ignore[arg-type]  # which is called as the class is
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -1,0 +1,137 @@
+"""A request that would wait for too long is refused at the door, and no other."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
+from embedding_pipelines_tests.serving.live import live, wait_until
+
+BODY = json.dumps({"input": "a fox", "input_type": "query"}).encode()
+
+
+def request(body: bytes = BODY, *, version: str = "1.1", lengths: int = 1, more: str = "") -> bytes:
+    length = f"Content-Length: {len(body)}\r\n" * lengths
+    head = f"POST /v1/embeddings HTTP/{version}\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return (head + length + more + "\r\n").encode() + body
+
+
+class Peer:
+    """A connection that says what it wants, byte by byte."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.removeprefix("http://").split(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=30)
+        self._file = self._socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def reply(self) -> tuple[int, dict[str, str], bytes]:
+        status = int(self._file.readline().split()[1])
+        lines = iter(self._file.readline, b"\r\n")
+        headers = dict(line.decode().strip().lower().split(": ", 1) for line in lines)
+        return status, headers, self._file.read(int(headers["content-length"]))
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+class Admission:
+    """Lets in who does not give a second, where it is busy."""
+
+    def __init__(self) -> None:
+        self.is_busy, self.looks = False, 0
+
+    def __call__(self, server: Server, seconds_left: float) -> None:
+        self.looks += 1
+        if self.is_busy and seconds_left > 1:
+            raise TooManyRequests("later", retry_after_seconds=12.0)
+
+
+@pytest.fixture(scope="module")
+def place(built_home: Path) -> Iterator[tuple[str, Server]]:
+    with live(built_home) as (address, server, _):
+        yield address, server
+
+
+@pytest.fixture
+def peer(place: tuple[str, Server]) -> Iterator[Peer]:
+    peer = Peer(place[0])
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def admission(monkeypatch: pytest.MonkeyPatch) -> Admission:
+    admission = Admission()
+    monkeypatch.setattr(Server, "admit", lambda *given: admission(*given))
+    return admission
+
+
+def test_a_refusal_says_when_to_come_again_and_leaves_the_connection_as_it_was(
+    peer: Peer, admission: Admission, place: tuple[str, Server]
+) -> None:
+    def refusals() -> float:
+        return place[1].metrics.value("requests_total", path="/v1/embeddings", status="429")
+
+    admission.is_busy, before = True, refusals()
+    for _ in range(2):
+        peer.send(request(b"[no JSON"))
+        status, headers, body = peer.reply()
+        assert (status, headers["retry-after"], headers["retry-after-ms"]) == (429, "12", "12000")
+        assert headers["content-type"] == "application/json"
+        assert json.loads(body) == {"error": "later"}
+    assert refusals() == before + 2
+    peer.send(request(more=f"{TIMEOUT_HEADER}: 0.5\r\n"))  # the time that a caller has is looked at
+    assert peer.reply()[0] in (200, 504)
+    admission.is_busy = False
+    peer.send(request())
+    assert peer.reply()[0] == 200
+
+
+def test_the_rest_of_a_refused_body_is_no_request(peer: Peer, admission: Admission) -> None:
+    admission.is_busy, body = True, request() + b" "
+    whole = request(body)
+    peer.send(whole[: -len(body)])
+    assert peer.reply()[0] == 429
+    admission.is_busy = False
+    peer.send(body[:20])
+    peer.send(body[20:] + request())
+    assert peer.reply()[0] == 200
+
+
+def test_a_body_that_looks_like_a_request_is_none(peer: Peer, admission: Admission) -> None:
+    body = request()
+    peer.send(request(body)[: -len(body)])
+    wait_until(lambda: admission.looks)  # the head has come, and was let in
+    admission.is_busy = True
+    peer.send(body)
+    status, _, reply = peer.reply()
+    assert (status, "no JSON" in json.loads(reply)["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(lengths=2),
+        request(version="1.0"),
+        request(more="Transfer-Encoding: chunked\r\n"),
+        request(more="Connection: close\r\n"),
+        request() + request(),
+        request().replace(b"\r\nHost", b"?a=b\r\nHost", 1).replace(b" HTTP/1.1?a=b", b"?a=b HTTP/1.1"),
+        request().replace(b"/v1/embeddings", b"/v1/models"),
+    ],
+    ids=["lengths", "old", "chunks", "close", "two", "query", "other"],
+)  # fmt: skip
+def test_what_is_not_plain_goes_the_usual_way(
+    peer: Peer, admission: Admission, data: bytes
+) -> None:
+    admission.is_busy = True
+    peer.send(data)
+    assert peer.reply()[0] in (200, 400, 405)
