@@ -99,8 +99,9 @@ def create_app(server: Server) -> FastAPI:
         RequestValidationError: _on_invalid,
         OSError: _on_os_error,
     }
-    for kind, handler in [*handlers.items(), (Exception, _on_fault)]:
+    for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+    app.add_exception_handler(Exception, _on_fault)
     direct = {**embeddings.DIRECT, **search.DIRECT}
     app.add_middleware(Direct, functions=direct, error_handlers=handlers)
     app.add_middleware(Guard, server=server, direct_paths=frozenset(direct))

@@ -81,7 +81,7 @@ async def search_pipeline(
         return [
             await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
         ]
-    searcher = server.open_searcher(name) or await _searcher(server, name, principals)
+    searcher = await _searcher(server, name, principals)
     vectors = space = None
     notes: list[str] = []
     if searcher.mode(mode) != "text":

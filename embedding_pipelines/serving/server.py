@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0  # between two looks at which releases are live
-NONE_OPEN = (None, None)
 Stamps = tuple[tuple[int, int, int], ...]  # of files: size, modification and change time
 
 
@@ -266,15 +265,6 @@ class Server:
             (model,) = self._models.values()
             model.admit("interactive", seconds_left)
 
-    def open_searcher(self, name: str) -> "Searcher | None":
-        """The searcher of a pipeline's live release, if it is open: without a look at the disk."""
-        served = self._served.get(name)
-        release, (opened, searcher) = (
-            served and served.release,
-            self._searchers.get(name, NONE_OPEN),
-        )
-        return searcher if release is not None and opened == release else None
-
     def searcher(self, pipeline: str | int) -> "Searcher":
         """The open searcher of a pipeline's live release; to be called in a thread. Raises as
         `Searcher`."""
@@ -286,7 +276,7 @@ class Server:
         release = served.release if served else None
         release = release or searched_release(self.warehouse, self.warehouse.pipeline(name))
         with self._opening_searchers:
-            opened, searcher = self._searchers.get(name, NONE_OPEN)
+            opened, searcher = self._searchers.get(name, (None, None))
             # By all of it: of a pipeline that was deleted and made again the numbers come again.
             if searcher is None or opened != release:
                 self._texts.pop(name, None)
@@ -325,7 +315,7 @@ class Server:
         """Hold a release in memory, if it fits; the stored table answers until then."""
 
         def is_wanted() -> bool:
-            return not self._is_closed and self._searchers.get(name, NONE_OPEN)[1] is searcher
+            return not self._is_closed and self._searchers.get(name, (None, None))[1] is searcher
 
         try:
             searcher.load_memory(is_wanted)
