@@ -22,7 +22,7 @@ class Search:
     id: str  # of the query and the text that it was taken from
     document_id: str  # the document that the query was taken from
     hits: list[tuple[str, str, float]]  # chunk id, document id and score, best first
-    milliseconds: float  # without embedding the query
+    milliseconds: float | None  # without embedding the query; None: it was not timed
     nearest: list[str]  # ids of the chunks that vectors alone find, nearest first
     copies: frozenset[str] = frozenset()  # other documents among the hits with the same text
 

@@ -134,5 +134,6 @@ def search_p95_ms(evidence: Evidence) -> float | None:
 
 
 def _percentile(evidence: Evidence, percent: int) -> float | None:
-    times = [search.milliseconds for search in evidence.searches]  # the first opens the table
+    times = [search.milliseconds for search in evidence.searches if search.milliseconds is not None]
+    # The first opens the table.
     return float(np.percentile(times[1:] or times, percent)) if times else None

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 from filelock import FileLock
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Dialect, Engine, event
 
 from embedding_pipelines.dagster_files import keeps_records_elsewhere
 from embedding_pipelines.environment import home, instance_folder
@@ -117,6 +117,24 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
+class _Statements(dict[Any, Any]):
+    """SQLAlchemy's cache of statements that are compiled to SQL, for many engines of one dialect.
+
+    Dagster makes an engine for each event and step of one, each with a cache of its own and an
+    object for its dialect, which is part of a statement's key; here it is left out.
+    """
+
+    def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
+        return super().get(self._without_dialect(key), default)
+
+    def __setitem__(self, key: tuple[Any, ...], value: Any) -> None:
+        super().__setitem__(self._without_dialect(key), value)
+
+    @staticmethod
+    def _without_dialect(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(part for part in key if not isinstance(part, Dialect))
+
+
 @contextlib.contextmanager
 def _quick_commits(folder: Path) -> Iterator[None]:
     """Makes commits to the files of a folder quick.
@@ -125,10 +143,18 @@ def _quick_commits(folder: Path) -> Iterator[None]:
     commit, and again when the last connection to a file closes. Here commits do not wait, and one
     more connection to each file stays open until the run ends.
 
+    Statements are compiled once for all of these files.
+
     The files are in WAL mode: a power cut may lose the last events of a run, not the file. Files of
     other programs in this process, outside the instance's folder, stay as they are.
     """
     connections: dict[str, sqlite3.Connection] = {}
+    statements = _Statements()
+
+    def use_statements(connection: Connection) -> None:
+        path = connection.engine.url.database
+        if connection.dialect.name == "sqlite" and path and Path(path).is_relative_to(folder):
+            connection.execution_options(compiled_cache=statements)
 
     def connect(connection: Any, record: Any) -> None:
         if not isinstance(connection, sqlite3.Connection):
@@ -146,9 +172,11 @@ def _quick_commits(folder: Path) -> Iterator[None]:
             other.close()
 
     event.listen(Engine, "connect", connect)
+    event.listen(Engine, "engine_connect", use_statements)
     try:
         yield
     finally:
+        event.remove(Engine, "engine_connect", use_statements)
         event.remove(Engine, "connect", connect)
         for connection in connections.values():
             connection.close()

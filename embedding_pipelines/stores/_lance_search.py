@@ -9,6 +9,7 @@ reads such a column and compares it itself. Measured by turns on 100,000 vectors
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
 from embedding_pipelines.stores._lance import address, call, connect, rows_of
 from embedding_pipelines.stores._lance_index import create_index, text_config
-from embedding_pipelines.vectors import Distance, to_matrix, to_numbers, unit
+from embedding_pipelines.vectors import Distance, from_numbers, to_matrix, to_numbers, unit
 
 if TYPE_CHECKING:
     from lancedb._lancedb import Table
@@ -52,19 +53,54 @@ class Snapshot:
         nprobes: int,
     ) -> pa.Table:
         """The `k` nearest rows with `_distance`; exact where the table has no index."""
+        query = self._nearest(vector, k, metric, columns, refine, nprobes)
+        if filter:
+            # Rows that pass may lie in any part of the index; without this some would be missing.
+            query.where(filter)
+            query.maximum_nprobes(0)
+        return call(rows_of, query)
+
+    def through_index_at_once(
+        self,
+        vectors: NDArray[np.generic],
+        k: int,
+        metric: Distance,
+        columns: list[str],
+        refine: int | None,
+        nprobes: int,
+    ) -> list[pa.Table]:
+        """The same for each of vectors [n, d], n > 0, in one call: 128 of them take a tenth of the
+        processor time of 128 calls where 5,000 rows have no index."""
+        query = self._nearest(vectors[0], k, metric, columns, refine, nprobes)
+        for vector in vectors[1:]:
+            query.add_query_vector(to_numbers(vector))
+        rows = call(rows_of, query)
+        if len(vectors) == 1:
+            return [rows]
+        numbers = from_numbers(rows["query_index"])
+        order = np.lexsort((from_numbers(rows["_distance"]), numbers))
+        rows = rows.drop_columns("query_index").take(to_numbers(order))
+        ends = np.searchsorted(numbers[order], np.arange(len(vectors)), side="right").tolist()
+        return [rows.slice(start, end - start) for start, end in itertools.pairwise([0, *ends])]
+
+    def _nearest(
+        self,
+        vector: NDArray[np.generic],
+        k: int,
+        metric: Distance,
+        columns: list[str],
+        refine: int | None,
+        nprobes: int,
+    ) -> Any:
         query: Any = self.table.query().nearest_to(to_numbers(vector))
         query.column(VECTOR)
         query.distance_type(metric)
         query.nprobes(nprobes)
         if refine is not None:
             query.refine_factor(refine)
-        if filter:
-            # Rows that pass may lie in any part of the index; without this some would be missing.
-            query.where(filter)
-            query.maximum_nprobes(0)
         query.select_columns([*columns, "_distance"])
         query.limit(k)
-        return call(rows_of, query)
+        return query
 
     def by_text(self, text: str, k: int, filter: str | None, columns: list[str]) -> pa.Table:
         """The `k` rows that have words of `text`, by BM25 with `_score`; of equals by their id. A

@@ -149,6 +149,19 @@ class Table(ABC):
         the StoreError that a wrong filter raises. `only`: no rows but those of these documents.
         """
 
+    def search_many(
+        self,
+        vectors: NDArray[np.generic],
+        k: int,
+        metric: Distance,
+        version: int,
+        rescoring: bool = False,
+    ) -> Iterator[pa.Table]:
+        """For each of `vectors` [n, d] what `search` returns, rows at the same distance perhaps in
+        another order. Stores override it where one call for many is cheaper."""
+        for vector in vectors:
+            yield self.search(vector, k, metric, None, version, rescoring)
+
     @abstractmethod
     def search_text(
         self,

@@ -18,7 +18,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, literal, select, text
 from sqlalchemy.exc import OperationalError
 
 from embedding_pipelines.errors import BucketError, BusyError, StoreError
@@ -190,6 +190,24 @@ def test_of_two_runs_at_once_the_second_waits_and_both_end_well(
         for entry in instance.all_logs(found.run_id)
     ]
     assert "Waiting for the run of pipeline 'notes' that is under way." in told
+
+
+def test_the_files_of_an_instance_share_the_statements_that_are_compiled(home: Path) -> None:
+    def statements(path: Path) -> Any:
+        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+        with engine.connect() as connection:
+            for number in (1, 2):
+                assert connection.scalar(select(literal(number))) == number
+            return connection.get_execution_options().get("compiled_cache")
+
+    folder = ensure_instance_folder(home)
+    with open_instance(home):
+        shared = statements(folder / "any.db")
+        before = len(shared)
+        assert statements(folder / "other.db") is shared
+        assert len(shared) == before > 0
+        assert statements(home / "any.db") is None
+    assert statements(folder / "any.db") is None
 
 
 def test_commits_do_not_wait_for_the_disk_while_a_run_is_on_and_other_processes_see_its_events(

@@ -103,6 +103,12 @@ def check_store(store: Store, folder: Path) -> None:
     expected = rescoring_of([row["chunk_id"] for row in rows])
     assert [row.pop(RESCORING_VECTOR) for row in wider] == expected.tolist()
     assert wider == rows
+    queries = np.stack([*vectors_of(["bb", "d"]), query])
+    for each, many in zip(queries, table.search_many(queries, 3, "cosine", second), strict=True):
+        assert many.to_pylist() == table.search(each, 3, "cosine", None, second).to_pylist()
+    assert list(table.search_many(queries[:0], 3, "cosine", second)) == []
+    (one,) = table.search_many(queries[2:], 3, "cosine", second, rescoring=True)
+    assert RESCORING_VECTOR in one.column_names
     older = table.search(query, 10, "cosine", None, first)
     assert "d" not in older["chunk_id"].to_pylist()
     assert len(table.search(query, 100, "cosine", None, second)) == 4

@@ -58,7 +58,8 @@ def add(
 def recall(
     table: LanceTable, codec: CodecChain, vectors: np.ndarray, names: list[int], queries: np.ndarray
 ) -> float:
-    """Share of the 10 nearest by the codec's own codes, computed exactly, that searches return."""
+    """Share of the 10 nearest by the codec's own codes, computed exactly, that searches return;
+    asserts that searches in one call find rows as near."""
     codes, query_codes = codec.encode(vectors), encode_queries(codec, queries)
     if codec.metric == "hamming":
         bits, query_bits = np.unpackbits(codes, axis=1), np.unpackbits(query_codes, axis=1)
@@ -68,9 +69,13 @@ def recall(
     version, shares = table.version, []
     assert version is not None
     position = {name: at for at, name in enumerate(names)}
-    for query, row in zip(query_codes, scores, strict=True):
-        ids = table.search(query, 10, codec.metric, None, version)["chunk_id"].to_pylist()
-        places = [position[int(name)] for name in ids]
+    at_once = table.search_many(query_codes, 10, codec.metric, version)
+    for query, row, other in zip(query_codes, scores, at_once, strict=True):
+        rows = table.search(query, 10, codec.metric, None, version)
+        assert other.column_names == rows.column_names
+        distances = [entry["_distance"].to_numpy() for entry in (rows, other)]
+        np.testing.assert_allclose(*distances, atol=1e-5)
+        places = [position[int(name)] for name in rows["chunk_id"].to_pylist()]
         worst = np.sort(row)[-10] - 1e-4  # equally near rows are equally right
         shares.append(np.mean(row[places] >= worst) if len(places) == 10 else 0.0)
     return float(np.mean(shares))
