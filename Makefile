@@ -50,6 +50,7 @@ bench: .venv/installed ## beside its peers: an hour, and 2 GB of them in .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.engine --beside int8
 	$(BIN)/python -m benchmarks.search
 
 dev: .venv/installed ## Dagster's web interface and daemon over all pipelines

@@ -2,22 +2,26 @@
 in turns.
 
     python -m benchmarks.engine [--data FOLDER] [--model NAME] [--rounds 3] [--precision auto]
-        [--json FILE]
+        [--beside int8] [--json FILE]
 
 Three corpora: abstracts (SciFact, near the limit of 256 tokens), image captions (short) and
 paragraphs of mixed length (PEPs). Rates are real tokens per second, padding not counted. The
 matrix-product limit of this processor is measured in the same run, in the precision that the engine
-computes in: what a model would reach if it consisted of large matrix products alone. `--processes
-2` runs the engine twice at a time instead, to see whether runs that share a machine stand in each
+computes in: what a model would reach if it consisted of large matrix products alone.
+
+`--beside int8` runs the engine in a second precision beside the first instead, with its accuracy;
+`--processes 2` runs it twice at a time, to see whether runs that share a machine stand in each
 other's way. On a machine with a CUDA GPU it measures what `benchmarks/gpu.py` says instead.
 """
 
 import argparse
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,14 +38,18 @@ from embedding_pipelines.inference.weights import model_folder
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXTS = {"abstracts": 1_000, "captions": 8_000, "paragraphs": 2_000}
 # The products of one layer for a batch of 1,024 tokens: query, key, value and output; up; down.
+CALIBRATED = 100  # abstracts that int8 is calibrated on
 SHAPES = ((1_024, 384, 384), (1_024, 384, 1_536), (1_024, 1_536, 384))
+
+
+def abstracts(data: Path) -> list[str]:
+    with (data / "scifact" / "corpus.jsonl").open(encoding="utf-8") as file:
+        return [f"{entry['title']}\n{entry['text']}" for entry in map(json.loads, file)]
 
 
 def corpora(data: Path, share: float, counts: Mapping[str, int]) -> dict[str, list[str]]:
     """The texts of the three corpora, as many of each as there are and `counts` says; a share of
     them for a quick look."""
-    with (data / "scifact" / "corpus.jsonl").open(encoding="utf-8") as file:
-        abstracts = [f"{entry['title']}\n{entry['text']}" for entry in map(json.loads, file)]
     with (data / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     with (data / "peps" / "peps.jsonl").open(encoding="utf-8") as file:
@@ -52,7 +60,11 @@ def corpora(data: Path, share: float, counts: Mapping[str, int]) -> dict[str, li
             if part.strip()
         ]
     every = max(1, len(paragraphs) // counts["paragraphs"])
-    corpora = {"abstracts": abstracts, "captions": captions, "paragraphs": paragraphs[::every]}
+    corpora = {
+        "abstracts": abstracts(data),
+        "captions": captions,
+        "paragraphs": paragraphs[::every],
+    }
     return {name: texts[: max(8, int(counts[name] * share))] for name, texts in corpora.items()}
 
 
@@ -151,6 +163,81 @@ def side_by_side(arguments: argparse.Namespace) -> None:
     )
 
 
+def compare_precisions(
+    folder: Path, arguments: argparse.Namespace, texts: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """Both precisions in turns on each corpus: ratios within a round, medians; cosines to float32;
+    nDCG@10 of SciFact's test queries over a part of its abstracts."""
+    with tempfile.TemporaryDirectory() as temporary:
+        samples = Path(temporary, "samples.txt")  # none of them is measured below
+        lines = (" ".join(text.split()) for text in abstracts(arguments.data)[-CALIBRATED:])
+        samples.write_text("\n".join(lines), encoding="utf-8")
+        engines = {
+            precision: Engine(folder, precision, samples if precision == "int8" else None)
+            for precision in ("float32", arguments.precision, arguments.beside)
+        }
+        for engine in engines.values():
+            engine.embed(["warm"], "document")
+    _, first, second = engines.values()
+    results: dict[str, Any] = {"first": first.backend.precision, "second": second.backend.precision}
+    for name, part in texts.items():
+        wall: list[float] = []
+        processor: list[float] = []
+        for _ in range(arguments.rounds):
+            one, other = _seconds(first, part), _seconds(second, part)
+            wall.append(one[0] / other[0])
+            processor.append(one[1] / other[1])
+        right, own, quick = (engine.embed(part, "document") for engine in engines.values())
+        cosines = [(right * vectors).sum(axis=1) for vectors in (own, quick)]
+        results[name] = {
+            "rate": round(statistics.median(wall), 2),  # of the second, the first's being 1
+            "rate_by_processor": round(statistics.median(processor), 2),
+            "cosine_mean": [round(float(values.mean()), 5) for values in cosines],
+            "cosine_min": [round(float(values.min()), 5) for values in cosines],
+        }
+    results["ndcg_at_10"] = [
+        round(_ndcg(engine, arguments.data, arguments.share), 4) for engine in engines.values()
+    ]
+    return results
+
+
+def _seconds(engine: Engine, texts: list[str]) -> tuple[float, float]:
+    """By the clock, and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    engine.embed(texts, "document")
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+def _ndcg(engine: Engine, data: Path, share: float) -> float:
+    """nDCG@10 of the test queries, over the abstracts that are relevant to one and a share of 700
+    others. Relevance is 0 or 1 in SciFact."""
+    relevant: dict[str, set[str]] = {}
+    with (data / "scifact" / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            relevant.setdefault(row["query-id"], set()).add(row["corpus-id"])
+    with (data / "scifact" / "queries.jsonl").open(encoding="utf-8") as file:
+        entries = map(json.loads, file)
+        queries = {entry["_id"]: entry["text"] for entry in entries if entry["_id"] in relevant}
+    needed = {document for documents in relevant.values() for document in documents}
+    with (data / "scifact" / "corpus.jsonl").open(encoding="utf-8") as file:
+        every = [json.loads(line) for line in file]
+    rest = [entry for entry in every if entry["_id"] not in needed][: int(700 * share)]
+    kept = [entry for entry in every if entry["_id"] in needed] + rest
+    texts = [f"{entry['title']}\n{entry['text']}" for entry in kept]
+    scores = engine.embed(list(queries.values()), "query") @ engine.embed(texts, "document").T
+    gains = []
+    for name, row in zip(queries, scores, strict=True):
+        best = [kept[place]["_id"] for place in (-row).argsort(kind="stable")[:10]]
+        discounts = [1 / math.log2(rank + 2) for rank in range(10)]
+        gain = sum(
+            discount
+            for document, discount in zip(best, discounts, strict=False)
+            if document in relevant[name]
+        )
+        gains.append(gain / sum(discounts[: len(relevant[name])]))
+    return statistics.mean(gains)
+
+
 def show(results: dict[str, Any]) -> None:
     table = Table(
         title=f"{results['engine']}, {results['precision']}; limit {results['limit_gflops']} GFLOP/s"
@@ -189,6 +276,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a quick look")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--beside", metavar="PRECISION", help="compare two precisions instead")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -201,6 +289,13 @@ def main() -> None:
     if accelerator() == "cuda":
         on_gpu = corpora(arguments.data, arguments.share, gpu.TEXTS)
         gpu.main(folder, on_gpu, arguments.rounds, arguments.json)
+        return
+    if arguments.beside:
+        texts = corpora(arguments.data, arguments.share, TEXTS)
+        compared = json.dumps(compare_precisions(folder, arguments, texts), indent=2)
+        print(compared)
+        if arguments.json:
+            arguments.json.write_text(compared + "\n", encoding="utf-8")
         return
     engine = Engine(folder, arguments.precision)
     encoder: Any = SentenceTransformer(str(folder), device=_device(engine), local_files_only=True)
