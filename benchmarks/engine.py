@@ -291,8 +291,8 @@ def main() -> None:
         gpu.main(folder, on_gpu, arguments.rounds, arguments.json)
         return
     if arguments.beside:
-        texts = corpora(arguments.data, arguments.share, TEXTS)
-        compared = json.dumps(compare_precisions(folder, arguments, texts), indent=2)
+        parts = corpora(arguments.data, arguments.share, TEXTS)
+        compared = json.dumps(compare_precisions(folder, arguments, parts), indent=2)
         print(compared)
         if arguments.json:
             arguments.json.write_text(compared + "\n", encoding="utf-8")
