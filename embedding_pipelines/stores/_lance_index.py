@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.schemas import TEXT, VECTOR
-from embedding_pipelines.stores._lance import batches_of, call, quote_text
+from embedding_pipelines.stores._lance import batches_of, call, quote_text, return_memory
 from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def update_index(
     is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown or has_dead_rows
     if lance_kind is not None and rows >= index_rows and is_stale:
         width = call(table.schema).field(VECTOR).type.list_size
+        return_memory()
         call(create_index, table, VECTOR, _config(lance_kind, metric, width))
+        return_memory()
         return rows
     # Few rows are left, which a search compares exactly; half, so that the index does not come back
     # with the next row.
