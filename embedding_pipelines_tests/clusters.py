@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from embedding_pipelines.vectors import to_matrix
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 
 STORE_BYTES = 80 << 20  # of each node's object store; Ray takes no less than 75 MiB
+STARTS = 3  # of a process of Ray
 DIMENSIONS = 16
 
 MODEL = f"""\
@@ -67,7 +68,7 @@ def local_cluster(nodes: int) -> Iterator[Any]:
         "include_dashboard": False,
         "temp_dir": folder,
     }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         for _ in range(nodes):
             add_node(cluster)
@@ -79,7 +80,20 @@ def local_cluster(nodes: int) -> Iterator[Any]:
 
 def add_node(cluster: Any, **variables: str) -> Any:
     """One more node, with variables of its environment."""
-    return cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
+    return _patiently(
+        lambda: cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
+    )
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a process 30 seconds to start, which a busy machine may take."""
+    for attempt in range(STARTS):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
+                raise
+    raise AssertionError
 
 
 def write_home(

@@ -1,0 +1,174 @@
+"""How a chain grows with its corpus: each step in a process of its own, at two sizes or more.
+
+    python -m benchmarks.scale [--chunks 100000 1000000] [--dimensions 384] [--work FOLDER] [--json FILE]
+
+Documents are a dozen words each, a chunk a document, in Parquet files of 100,000, embedded by
+`hashing`, so that what is measured is this project and not a model. For each size: the first run, a
+look that finds no work, and a run after one document in a hundred was changed, spread over all files.
+Seconds are of the processor, threads included; memory is the peak of the step's process, of which
+imports take 150 MB; bytes are what the step has left on the disk, of `embeddings` with the cache.
+Below the table stands what grows faster than the corpus.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import measure
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.steps.chain import CHAIN, step_named
+from embedding_pipelines.storage.warehouse import Warehouse
+
+FILE_ROWS = 100_000
+WORDS, VOCABULARY = 12, 20_000
+STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release")
+FOLDERS = {
+    "documents": ("pipelines/p/documents",),
+    "chunks": ("pipelines/p/chunks",),
+    "embeddings": ("pipelines/p/embeddings", "cache.sqlite"),
+    "codec": ("pipelines/p/codec",),
+    "vector_store": ("tables",),
+}
+FASTER = 1.5  # times as much per chunk as at the smaller size
+PIPELINE = """\
+source: {{kind: parquet, path: 'data/*.parquet', id: id, text: [text]}}
+model: {{provider: hashing, dimensions: {dimensions}}}
+compression: [int8]
+evaluation: {{known_items: 32, may_shrink: 1}}
+"""
+
+
+def write_corpus(home: Path, chunks: int, changed: bool) -> None:
+    """The files of the source; `changed`: every hundredth document has another word."""
+    (home / "data").mkdir(parents=True, exist_ok=True)
+    for start in range(0, chunks, FILE_ROWS):
+        count = min(FILE_ROWS, chunks - start)
+        words = np.random.default_rng(start).integers(0, VOCABULARY, (count, WORDS))
+        texts = [" ".join(map("w{:x}".format, row)) for row in words.tolist()]
+        if changed:
+            texts[::100] = [f"{text} more" for text in texts[::100]]
+        ids = [f"d{start + row}" for row in range(count)]
+        table = pa.table({"id": ids, "text": texts})
+        pq.write_table(table, home / "data" / f"{start // FILE_ROWS:06d}.parquet")
+
+
+def work(home: Path, name: str) -> None:
+    """One step, in the process that is measured."""
+    with Run(find_pipeline("p", home), Warehouse(home)) as run:
+        for report in step_named(name).work(run, run.spec.partition_names):
+            print(json.dumps(report.statistics, default=str), file=sys.stderr)
+
+
+def look(home: Path) -> None:
+    """What a run without work asks each step."""
+    with Run(find_pipeline("p", home), Warehouse(home)) as run:
+        stale = [step.name for step in CHAIN if step.applies(run.spec) and not step.whole(run)]
+        assert not stale, stale
+
+
+def size_of(root: Path, name: str) -> int:
+    """Bytes on the disk of what a step has written."""
+    paths = [root / part for part in FOLDERS.get(name, ())]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*"))]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def rows(home: Path, chunks: int, dimensions: int) -> Iterator[dict[str, Any]]:
+    """What each step took, one run after the other."""
+    (home / "pipelines").mkdir(parents=True, exist_ok=True)
+    (home / "pipelines" / "p.yaml").write_text(PIPELINE.format(dimensions=dimensions))
+    for phase in ("first", "no work", "1% changed"):
+        if phase != "no work":
+            write_corpus(home, chunks, phase != "first")
+        for name in ("look",) if phase == "no work" else STEPS:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scale",
+                "--home",
+                str(home),
+                "--step",
+                name,
+            ]
+            measured = measure(command, os.environ, home / "log")
+            if measured.code:
+                raise SystemExit(f"{name} failed: {measured.stderr[-2_000:]}")
+            yield {
+                "chunks": chunks,
+                "phase": phase,
+                "step": name,
+                "cpu_seconds": round(measured.cpu_seconds, 1),
+                "peak_mb": round(measured.peak_bytes / 1e6),
+                "bytes": size_of(home / "data" / "warehouse", name),
+            }
+
+
+def table_of(results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> Table:
+    table = Table("run", "step", title="by number of chunks: processor s, peak MB, MB on the disk")
+    for size in sizes:
+        table.add_column(f"{size:,}", justify="right")
+    for phase, step in dict.fromkeys((row["phase"], row["step"]) for row in results):
+        cells = [
+            f"{row['cpu_seconds']:,} s {row['peak_mb']:,} MB {row['bytes'] / 1e6:,.0f} MB"
+            for row in results
+            if (row["phase"], row["step"]) == (phase, step)
+        ]
+        table.add_row(phase, step, *cells)
+    return table
+
+
+def grows_faster(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Steps whose time per chunk, or whose memory, is more than FASTER times that of the size before."""
+    for phase, step in dict.fromkeys((row["phase"], row["step"]) for row in results):
+        same = [row for row in results if (row["phase"], row["step"]) == (phase, step)]
+        for small, large in itertools.pairwise(same):
+            factor = large["chunks"] / small["chunks"]
+            seconds = large["cpu_seconds"] / max(small["cpu_seconds"], 1.0)
+            memory = large["peak_mb"] / small["peak_mb"]
+            if seconds > FASTER * factor:
+                yield f"{phase}, {step}: {seconds:.1f} times the seconds of a corpus {factor:g} times as large"
+            if memory > FASTER:
+                yield f"{phase}, {step}: {memory:.1f} times the memory of a corpus {factor:g} times as large"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        look(options.home) if options.step == "look" else work(options.home, options.step)
+        return 0
+    results: list[dict[str, Any]] = []
+    for chunks in sorted(options.chunks):
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            for row in rows(Path(folder), chunks, options.dimensions):
+                results.append(row)
+                print(row, file=sys.stderr, flush=True)
+    Console().print(table_of(results, sorted(options.chunks)))
+    for line in grows_faster(results):
+        print(line)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
