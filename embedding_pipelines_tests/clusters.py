@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from embedding_pipelines.embedding.cluster import KNOWN_TEXTS
+from embedding_pipelines.engines.inline import Inline
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.load import find_pipeline
@@ -97,14 +98,9 @@ def _patiently(start: Callable[[], Any]) -> Any:
 
 
 def write_home(
-    home: Path,
-    engine: str,
-    texts: list[str],
-    seconds: float = 0.0,
-    partitions: int = 4,
-    rest: str = "",
+    home: Path, engine: str, texts: list[str], seconds: float = 0.0, is_cut: bool = True
 ) -> Run:
-    """A home with one pipeline of these texts, cut into chunks."""
+    """A home with one pipeline of these texts; `is_cut`: into chunks, by this process."""
     home.mkdir(parents=True, exist_ok=True)
     (home / "own.py").write_text(MODEL, encoding="utf-8")
     write_csv(home, "a.csv", [(f"d{n}", text, "x") for n, text in enumerate(texts)])
@@ -112,13 +108,14 @@ def write_home(
     write_pipeline(
         *(home, "p"),
         "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\n"
-        f"model: {model}\nengine: {engine}\npartitions: {partitions}\n{rest}"
+        f"model: {model}\nengine: {engine}\npartitions: 4\n"
         "evaluation: {known_items: 0, may_shrink: 1}\n",
     )
-    run = Run(find_pipeline("p", home), Warehouse(home), Noted())
-    for name in ("documents", "chunks"):
-        list(step_named(name).work(run, run.spec.partition_names))
-    return run
+    spec = find_pipeline("p", home)
+    first = Run(spec.model_copy(update={"engine": Inline()}), Warehouse(home))
+    for name in ("documents", "chunks") if is_cut else ("documents",):
+        work(first, name)
+    return Run(spec, Warehouse(home), Noted())
 
 
 class Noted:
@@ -138,9 +135,13 @@ class Noted:
         pass
 
 
+def work(run: Run, name: str) -> list[Any]:
+    """A step, from its beginning to its end."""
+    return list(step_named(name).work(run, run.spec.partition_names))
+
+
 def embed(run: Run) -> list[Any]:
-    """The step, from its beginning to its end."""
-    return list(step_named("embeddings").work(run, run.spec.partition_names))
+    return work(run, "embeddings")
 
 
 def vectors_of(run: Run) -> dict[str, Any]:

@@ -4,12 +4,15 @@ A document that has not changed keeps its chunks; only new and changed ones are 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding_pipelines.engines.base import Advance, Shared, Worker
+from embedding_pipelines.errors import EngineError
 from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.preprocessing.chunk import Cutter
 from embedding_pipelines.preprocessing.edits import Edits
@@ -19,6 +22,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step, row_values
+from embedding_pipelines.steps.elsewhere import RunKit, RunWork, map_shards
 from embedding_pipelines.storage.warehouse import Manifest, Shards
 
 IDENTITY = ("document_id", DOCUMENT_DIGEST)
@@ -63,17 +67,82 @@ class ChunksStep(Step):
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """Raises ConfigError if the chunk size does not fit the model, ProviderError if the model
         cannot be loaded."""
-        cutter: Cutter | None = None
-        fresh: dict[str, Counts] = {}  # by partition, of what was cut now
-        for number, partition in enumerate(partitions, 1):
+        stale, done = list[str](), 0
+
+        def advance(amount: int) -> None:
+            nonlocal done
+            done += amount
+            run.progress.update(self.name, done, len(partitions), "partitions")
+
+        for partition in partitions:
             report = self.current(run, partition)
             if report is None:
-                limit = run.model.limits.max_tokens
-                cutter = cutter or run.spec.preprocessing.cutter(run.model.tokenizer, limit)
-                report, fresh[partition] = _write(run, partition, cutter)
-            yield report
-            run.progress.update(self.name, number, len(partitions), "partitions")
+                stale.append(partition)
+            else:
+                yield report
+                advance(1)
+        if not stale:
+            return
+        fresh: dict[str, Counts] = {}  # by partition, of what was cut now
+        results = map_shards(run, _Cutting(run, advance), stale)
+        with closing(results):  # type: ignore[type-var]
+            for report, counts in results:
+                fresh[report.partition] = counts
+                yield report
         _tell_unknown(run, fresh)
+
+
+class _Cutting(RunWork):
+    """The step's work, as an engine is given it."""
+
+    def here(self) -> "_Cutter":
+        return _Cutter(self._run)
+
+    def kit(self) -> "_Kit":
+        return _Kit(*self.identity(), _configuration(self._run))
+
+
+@dataclass(frozen=True)
+class _Kit(RunKit):
+    """With how everybody cuts."""
+
+    configuration: str
+
+    def open_shared(self) -> "_Nothing":
+        return _Nothing()
+
+    def open(self, shared: Shared) -> "_Cutter":
+        """Raises EngineError for a machine that has another version, folder or tokenizer."""
+        run = self.open_run()
+        if _configuration(run) != self.configuration:
+            raise EngineError("its model has another tokenizer, or another limit")
+        return _Cutter(run)
+
+
+class _Nothing:
+    """Those who cut share nothing."""
+
+    def release(self, worker: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Cutter(Worker):
+    """Cuts the documents of partitions, one after the other."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def work(
+        self, partitions: Sequence[str], advance: Advance
+    ) -> Iterator[tuple[StepReport, Counts]]:
+        run = self._run
+        cutter = run.spec.preprocessing.cutter(run.model.tokenizer, run.model.limits.max_tokens)
+        for partition in partitions:
+            yield _write(run, partition, cutter)
+            advance(1)
 
 
 def _configuration(run: Run) -> str:

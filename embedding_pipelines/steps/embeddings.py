@@ -7,19 +7,16 @@ sends nothing else.
 """
 
 import contextlib
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines import __version__
 from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.embedding.batch import EmbeddedBatch
 from embedding_pipelines.embedding.batch_jobs import BatchJobs, BatchPending
@@ -37,7 +34,7 @@ from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.embedding.limiter import Limiter
 from embedding_pipelines.embedding.lookup import look_up
-from embedding_pipelines.engines.base import Advance, Kit, ShardWork, Shared, Worker
+from embedding_pipelines.engines.base import Advance, Shared, Worker
 from embedding_pipelines.errors import ConfigError, EngineError, QuarantineError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
@@ -49,11 +46,11 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Option, Options, Reports, Step
+from embedding_pipelines.steps.elsewhere import RunKit, RunWork, map_shards
 from embedding_pipelines.storage.warehouse import (
     Manifest,
     Shards,
     ShardWriters,
-    Warehouse,
     replace_rows,
 )
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
@@ -140,7 +137,7 @@ class EmbeddingsStep(Step):
             collected = _through_batch_jobs(run, stale, is_whole)
         if not stale:
             return
-        reports = run.spec.engine.map_shards(_Embedding(run, budget, advance), stale)
+        reports = map_shards(run, _Embedding(run, budget, advance), stale)
         try:
             with closing(reports):  # type: ignore[type-var]
                 for report in reports:
@@ -150,8 +147,6 @@ class EmbeddingsStep(Step):
         except QuarantineError as error:
             write_json(run.folder.quarantine, {"partitions": dict(error.shards)})
             raise
-        finally:
-            delete(run.folder.cluster)
 
 
 def _columns(run: Run) -> list[str]:
@@ -404,65 +399,39 @@ class _Hub(Hub):
         super().close()
 
 
-class _Embedding(ShardWork):
+class _Embedding(RunWork):
     """The step's work, as an engine is given it."""
 
     def __init__(self, run: Run, budget: BudgetTracker, advance: Advance) -> None:
-        self._run, self._budget, self._advance = run, budget, advance
+        super().__init__(run, advance)
+        self._budget = budget
 
     def here(self) -> "_Embedder":
         return _Embedder(self._run, _Books(self._run), self._budget)
 
     def kit(self) -> "_Kit":
-        run, model = self._run, self._run.model
-        token = uuid.uuid4().hex
-        write_json(run.folder.cluster, {"run": token})
+        model = self._run.model
         vectors = probe_vectors(model, "document", self._budget, None)
-        _Books(run).add_usage(
+        _Books(self._run).add_usage(
             Usage(embedded_tokens=self._budget.counted, billed_tokens=self._budget.billed)
         )
-        space, precision = model.space.id, model.precision
-        home, is_old_line = run.warehouse.home, run.is_old_line
-        return _Kit(run.spec, home, token, __version__, space, precision, vectors, is_old_line)
-
-    def advance(self, amount: int) -> None:
-        self._advance(amount)
-
-    def note(self, text: str) -> None:
-        self._run.progress.note(text)
+        return _Kit(*self.identity(), model.space.id, model.precision, vectors)
 
 
 @dataclass(frozen=True)
-class _Kit(Kit):
-    """What a worker has to have in common with the process that started the run."""
+class _Kit(RunKit):
+    """With the model that all workers have to compute as."""
 
-    spec: PipelineSpec
-    home: Path
-    token: str  # which stands in the pipeline's folder
-    version: str
     space: str
     precision: str  # that everybody computes in; empty: nobody can say
     vectors: Vectors | None  # float32[n, d] of known texts
-    is_old_line: bool  # as in `Run`
-
-    def run(self) -> Run:
-        return Run(self.spec, Warehouse(self.home), is_old_line=self.is_old_line)
 
     def open_shared(self) -> _Hub:
-        return _Hub(self.run())
+        return _Hub(self.open_run())
 
     def open(self, shared: Shared) -> "_Embedder":
         """Raises EngineError for a machine that has another version, folder, model or precision."""
-        if __version__ != self.version:
-            raise EngineError(
-                f"it has version {__version__} of embedding-pipelines, and the run {self.version}"
-            )
-        run = self.run()
-        if read_json(run.folder.cluster) != {"run": self.token}:
-            raise EngineError(
-                f"its {run.folder.folder} is not that of the machine that started the run: mount the "
-                "same folder at the same place everywhere"
-            )
+        run = self.open_run()
         model = run.model
         model.fixed_precision = self.precision or None
         if model.space.id != self.space:

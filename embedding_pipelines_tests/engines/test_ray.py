@@ -26,6 +26,7 @@ from embedding_pipelines_tests.clusters import (
     requests,
     times_embedded,
     vectors_of,
+    work,
     write_home,
 )
 
@@ -73,12 +74,16 @@ def test_the_rows_are_those_of_one_process_though_a_worker_dies_and_a_node_compu
     (tmp_path / "inline" / "died").touch()
     embed(inline)
     home = tmp_path / "ray"
-    run = write_home(home, engine(cluster, 3), texts, 0.01)
+    run = write_home(home, engine(cluster, 3), texts, 0.01, is_cut=False)
     node = add_node(cluster, OTHER_PRECISION="1")
     try:
+        work(run, "chunks")
         reports = embed(run)
     finally:
         cluster.remove_node(node)
+    for name in run.spec.partition_names:
+        digests = {each.folder.chunks.required(name).digest for each in (inline, run)}
+        assert len(digests) == 1
     assert_same_vectors(vectors_of(inline), vectors_of(run))
     again = {text: times for text, times in times_embedded(home).items() if times > 1}
     assert not again
