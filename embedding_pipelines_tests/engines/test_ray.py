@@ -30,7 +30,8 @@ from embedding_pipelines_tests.clusters import (
     write_home,
 )
 
-pytestmark = pytest.mark.slow
+# A busy machine takes longer to start a node than the 30 seconds that Ray gives it.
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SILENCE_SECONDS = 4.0
 
