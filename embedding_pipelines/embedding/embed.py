@@ -209,13 +209,14 @@ class _Stream:
         return int(pc.sum(rows["tokens"]).as_py()) + images
 
     def finish_requests(self) -> int:
-        """Wait until a request has ended, and finish each that has; what got vectors, as `advance`
-        counts it. If none is out, others are embedding what is pending: look whether they have."""
+        """Wait until a request has ended, and finish that one; what got vectors, as `advance` counts
+        it. One at a time, so that what is whole is out before a request that failed ends all. If
+        none is out, others are embedding what is pending: look whether they have."""
         if not self._out:
             self._look_again()
             return 0
         ended, _ = wait(self._out, return_when=FIRST_COMPLETED)
-        tokens = sum(self._finish(future) for future in list(self._out) if future in ended)
+        tokens = self._finish(next(future for future in self._out if future in ended))
         self._submit()
         return tokens
 
