@@ -1,6 +1,7 @@
 """What the command line shows, on terminals wide and narrow and in a pipe."""
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from embedding_pipelines.steps.chain import CHAIN
 STEPS = [step.name for step in CHAIN]
 STATISTICS: dict[str, dict[str, Any]] = {
     "documents": {"documents": 1, "files": 1, "rejected": 0},
+    "old_line": {"words": "release 2"},
     "chunks": {"chunks": 2, "tokens": 1_234, "empty": 0},
     "train": {"texts": 2, "dimensions": 16},
     "embeddings": {
@@ -143,10 +145,11 @@ def test_a_terminal_gets_one_bar_that_fits_on_a_line(width: int) -> None:
 def test_a_bar_waits_for_the_next_step() -> None:
     console, _ = _console(force_terminal=True)
     with TerminalProgress(console, "p", STEPS) as progress:
-        assert [task.description for task in progress._bars.tasks] == ["documents"]
-        progress.finish(StepReport("documents", True, STATISTICS["documents"]))
-        assert [task.description for task in progress._bars.tasks] == ["chunks"]
-        progress.finish(StepReport("output", True, STATISTICS["output"]))
+        for step, next_step in pairwise(STEPS):
+            assert [task.description for task in progress._bars.tasks] == [step]
+            progress.finish(StepReport(step, True, STATISTICS[step]))
+            assert [task.description for task in progress._bars.tasks] == [next_step]
+        progress.finish(StepReport(STEPS[-1], True, STATISTICS[STEPS[-1]]))
         assert not progress._bars.tasks
 
 
