@@ -168,6 +168,17 @@ def test_every_command_line_is_in_the_readme() -> None:
     assert commands - {"version"} <= names
 
 
+def test_the_contents_lead_to_every_section_and_no_link_leads_nowhere() -> None:
+    headings = re.findall(r"(?m)^(##+) (.+)$", re.sub(r"(?ms)^```.*?^```$", "", README))
+    anchors = {
+        re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-"): len(marks)
+        for marks, name in headings
+    }
+    links = set(re.findall(r"\]\(#([^)]+)\)", README))
+    assert links <= anchors.keys()
+    assert {name for name, level in anchors.items() if level == 2} - links == {"more"}
+
+
 def test_the_home_of_the_readme_is_the_variable_that_is_read() -> None:
     assert f"`{HOME_VARIABLE}`" in README
 
