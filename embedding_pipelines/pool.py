@@ -48,7 +48,7 @@ class Pool:
         self._most, self._idle = most, 0
         self._tasks: SimpleQueue[tuple[Future[Any], bytes] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._processes = set[subprocess.Popen[bytes]]()
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self._lock, self._closed = threading.Lock(), threading.Event()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":

@@ -206,9 +206,12 @@ class Memory:
 
     def _watch(self) -> None:
         process = psutil.Process()
+        own = process.cmdline()
         while not self._end.wait(0.02):
             for child in process.children(recursive=True):
                 try:
+                    if child.cmdline() == own:  # between fork and exec its memory is this process's
+                        continue
                     self.most_mb = max(self.most_mb, child.memory_info().rss >> 20)
                 except psutil.Error:  # it has just ended
                     continue

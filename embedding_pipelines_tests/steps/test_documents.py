@@ -64,7 +64,7 @@ def test_what_is_renamed_after_it_was_listed_is_read_under_its_new_name(
     write_pipeline(home, "p", text)
     path = write_csv(home, "a.csv", [(1, "one", "x")])
     bucket.put("in/a.csv", path.read_bytes())
-    listed = documents.inputs_of
+    listed = documents._all_files
 
     def list_then_rename(run: Run) -> list[Input]:
         files = listed(run)
@@ -75,7 +75,7 @@ def test_what_is_renamed_after_it_was_listed_is_read_under_its_new_name(
             path.rename(path.with_name("b.csv"))
         return files
 
-    monkeypatch.setattr(documents, "inputs_of", list_then_rename)
+    monkeypatch.setattr(documents, "_all_files", list_then_rename)
     run = run_of(home, "p")
     assert write_documents(run).statistics["documents"] == 1
     assert [name.rpartition("/")[2] for name in read_files(run)] == ["b.csv"]
@@ -88,7 +88,7 @@ def test_what_is_always_gone_ends_the_step(home: Path, monkeypatch: pytest.Monke
     write_csv(home, "b.csv", [(2, "two", "x")])
     files = documents.inputs_of(run_of(home, "p"))
     path.unlink()
-    monkeypatch.setattr(documents, "inputs_of", lambda _: files)
+    monkeypatch.setattr(documents, "_all_files", lambda _: files)
     with pytest.raises(
         SourceError, match=r"a\.csv: the file is gone\. Put it back, or run again\."
     ):
