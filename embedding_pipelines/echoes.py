@@ -5,6 +5,7 @@ their texts; a moment later nobody has.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,12 +13,16 @@ import pyarrow.compute as pc
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import delete, list_files
+from embedding_pipelines.metrics.known_items import known_item
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import read_history, read_releases
-from embedding_pipelines.schemas import TEXT
+from embedding_pipelines.schemas import IMAGE, TEXT, has_images
 from embedding_pipelines.storage.forgotten import Forgotten
 from embedding_pipelines.storage.quotes import Needles
 from embedding_pipelines.storage.receipts import Receipts, forget_quotes
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines.storage.warehouse import NEW_LINE, PipelineFolder, Warehouse
+
+KINDS: tuple[InputType | Literal["image"], ...] = ("document", "query", "image")
 
 
 def forget_echoes(warehouse: Warehouse, name: str, forgotten: Forgotten) -> None:
@@ -29,57 +34,76 @@ def forget_echoes(warehouse: Warehouse, name: str, forgotten: Forgotten) -> None
             known[document] = forgotten.has("id", document)
         return known[document]
 
-    texts = _own_texts(folder, is_gone)
-    needles = Needles(texts)
+    lines = [warehouse.pipeline(name, line) for line in ("", NEW_LINE)]
+    contents = _own_contents(lines, is_gone)
+    needles = Needles(contents)
     Receipts(folder.folder).forget_unseen(is_gone, needles.are_quoted)
     forget_quotes(warehouse.pipelines, needles.are_quoted)
-    if texts and warehouse.cache.exists():
+    if contents and warehouse.cache.exists():
         with EmbeddingCache(warehouse.cache) as cache:
             cache.remove_many(
                 [
-                    EmbeddingCache.key(space, kind, text)
+                    EmbeddingCache.key(space, kind, content)
                     for space in cache.spaces() | _spaces(folder)
-                    for kind in ("document", "query")
-                    for text in texts
+                    for kind in KINDS
+                    for content in contents | _queries(contents)
                 ]
             )
     for path in (warehouse.root / "reports" / f"{name}.html", folder.activity):
         delete(path)
 
 
-def _own_texts(folder: PipelineFolder, is_gone: Callable[[str], bool]) -> set[str]:
-    """The texts that documents which are gone have here, and no other document has."""
+def _own_contents(lines: list[PipelineFolder], is_gone: Callable[[str], bool]) -> set[str]:
+    """The texts, and the digests of images' pixels, that documents which are gone have here, and no
+    other document has."""
     own, shared = set[str](), set[str]()
-    for gone, _ in _split(folder, is_gone):
-        own.update(gone[TEXT].to_pylist())
-    texts = pa.array(sorted(own), pa.string())
-    for _, others in _split(folder, is_gone) if own else ():
-        shared.update(others[TEXT].filter(pc.is_in(others[TEXT], texts)).to_pylist())
+    for gone, _ in _split(lines, is_gone):
+        own.update(content for column in gone.columns[1:] for content in column.to_pylist())
+    own -= {"", None}  # type: ignore[arg-type]  # of an image without a caption, of a text
+    contents = pa.array(sorted(own), pa.string())
+    for _, others in _split(lines, is_gone) if own else ():
+        for column in others.columns[1:]:
+            shared.update(column.filter(pc.is_in(column, contents)).to_pylist())
     return own - shared
 
 
+def _queries(texts: set[str]) -> set[str]:
+    """The queries that checks take from texts, whose first line may be a title."""
+    queries = {
+        known_item(text, title) for text in texts for title in (None, text.partition("\n")[0])
+    }
+    return {query for query in queries if query is not None}
+
+
 def _split(
-    folder: PipelineFolder, is_gone: Callable[[str], bool]
+    lines: list[PipelineFolder], is_gone: Callable[[str], bool]
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
     """Rows of documents that are gone, and of others."""
-    for rows in _rows(folder):
+    for rows in _rows(lines):
         mask = pa.array([is_gone(name) for name in rows["document_id"].to_pylist()], pa.bool_())
         yield rows.filter(mask), rows.filter(pc.invert(mask))
 
 
-def _rows(folder: PipelineFolder) -> Iterator[pa.RecordBatch]:
-    """Ids and texts of all rows that are here, as far as they can be read: those of releases, of
-    documents and of chunks."""
-    columns, unreadable = ["document_id", TEXT], (StoreError, OSError)
+def _rows(lines: list[PipelineFolder]) -> Iterator[pa.RecordBatch]:
+    """Ids, texts and, where there are any, images of all rows that are here, as far as they can be
+    read: those of releases, of documents and of chunks."""
+    unreadable = (StoreError, OSError)
     with contextlib.suppress(*unreadable):
-        for release in read_releases(folder).releases:
+        for release in read_releases(lines[0]).releases:
             with contextlib.suppress(*unreadable):
-                table = release.spec.store.table(folder.tables, release.table)
+                table = release.spec.store.table(lines[0].tables, release.table)
+                columns = _columns(table.schema(release.version))
                 yield from table.scan(columns, version=release.version)
-    for shards in (folder.documents, folder.chunks):
+    for shards in (shards for line in lines for shards in (line.documents, line.chunks)):
         for manifest in list_files(shards.folder, "b*.json"):
             with contextlib.suppress(*unreadable):
-                yield from shards.read(manifest.stem, columns)
+                schema = shards.schema(manifest.stem)
+                if schema is not None:
+                    yield from shards.read(manifest.stem, _columns(schema))
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    return ["document_id", TEXT, *([IMAGE] if has_images(schema) else [])]
 
 
 def _spaces(folder: PipelineFolder) -> set[str]:

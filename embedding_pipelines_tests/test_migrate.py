@@ -299,6 +299,18 @@ def test_what_is_forgotten_leaves_both_lines(tales: Path, is_over: bool) -> None
     assert first(tales, "fox")[1] != tale(3, "walrus")
 
 
+def test_nothing_is_forgotten_beside_what_a_migration_has_left(tales: Path) -> None:
+    """Whose texts may be cut otherwise, so that no look for them would tell."""
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    write_pipeline(tales, "tales", PIPELINE)
+    with run_of(tales, "tales") as now:
+        with pytest.raises(ConfigError, match="Say `embedding-pipelines migrate tales abort`"):
+            forget(now, ["3"], [])
+        migrate.abort(tales, "tales", Silent())
+        assert forget(now, ["3"], []).left == []
+
+
 def test_a_start_needs_a_release_and_one_migration_at_a_time(home: Path) -> None:
     write_pipeline(home, "tales", PIPELINE)
     write(home, "fox")

@@ -131,6 +131,12 @@ def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
             f"{name}: release {live.number} is damaged. Run `embedding-pipelines run {name}`, which "
             "makes it anew, then forget."
         )
+    if run.spec.migration is None and run.folder.new_line.exists():
+        rest = "finish" if run.folder.cutover.exists() else "abort"
+        raise ConfigError(
+            f"{name}: a migration has left {run.folder.new_line}, where texts are too. Say "
+            f"`embedding-pipelines migrate {name} {rest}` first, then forget."
+        )
     for each in (*ids, *files):
         if each != each.encode("utf-8", "replace").decode():
             raise ConfigError(f"{name}: {each!r} is not UTF-8, and so is no id and no source file.")
@@ -206,8 +212,9 @@ def forget(
         _erase_rows(run, traces, places, receipt)
         if run.folder.output.exists():
             receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
-        for path in run.folder.model.parent.glob(".checkpoints-*/"):  # trained on the texts
-            shutil.rmtree(path)
+        for line in (run, *others):
+            for path in line.folder.model.parent.glob(".checkpoints-*/"):  # trained on the texts
+                shutil.rmtree(path)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids.__contains__, needles.are_quoted
