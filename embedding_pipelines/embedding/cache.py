@@ -97,6 +97,9 @@ class EmbeddingCache:
         hits; all other misses are the caller's to embed. Here nobody else is."""
         return self.get_many(keys, dimensions), set()
 
+    def give_up(self, keys: Sequence[bytes]) -> None:
+        """Let others have what `get_or_claim` has left to the caller, who has no vectors for it."""
+
     def put_many(self, keys: Sequence[bytes], vectors: Vectors, space_id: str) -> None:
         """File vectors float32[len(keys), d] in one transaction, and the space that they are of;
         after it returns a kill loses nothing. Raises StoreError if the cache is read-only."""

@@ -97,6 +97,11 @@ class Hub:
             if owner is not None:
                 self._claims_of[owner].discard(key)
 
+    def give_up(self, worker: str, keys: Sequence[bytes]) -> None:
+        for key in self._claims_of[worker].intersection(keys):
+            self._claims_of[worker].remove(key)
+            del self._claims[key]
+
     def release(self, worker: str) -> None:
         """Give up what a worker has claimed that has ended its shard, or was lost."""
         for key in self._claims_of.pop(worker, ()):
@@ -177,6 +182,9 @@ class SharedCache(EmbeddingCache):
             return {}, set()
         hits, vectors, elsewhere = self._hub.call("get_or_claim", keys, dimensions)
         return dict(zip(hits, vectors, strict=True)), elsewhere
+
+    def give_up(self, keys: Sequence[bytes]) -> None:
+        self._hub.call("give_up", keys)
 
     def put_many(self, keys: Sequence[bytes], vectors: Vectors, space_id: str) -> None:
         values = np.ascontiguousarray(vectors, np.float32)

@@ -190,7 +190,7 @@ class _Stream:
         batch = Batch(rows, content_keys(space.id, self._input_type, rows.select(names)))
         unique, usage = set(batch.keys), batch.usage
         batch.vectors, elsewhere = self._cache.get_or_claim(
-            list(unique - self._requested), space.dimensions
+            list(unique - self._requested - self._rejected.keys()), space.dimensions
         )
         batch.rejected = {key: self._rejected[key] for key in unique & self._rejected.keys()}
         batch.pending = unique - batch.vectors.keys() - batch.rejected.keys()
@@ -404,6 +404,7 @@ class _Stream:
         key = request.keys[at]
         self._requested.discard(key)
         self._rejected[key] = reason
+        self._cache.give_up([key])
         request.batch.usage.rejected += 1
         for batch in self.batches:
             if key in batch.pending:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,13 @@ class Direct:
 class Counted(HashingModel):
     """Knows how often each text was embedded, and what was rejected."""
 
-    def __init__(self, counts: Counter[str], rejected: str = "") -> None:
+    def __init__(self, counts: Counter[str], rejected: Collection[str] = ()) -> None:
         super().__init__(OPTIONS, Path())
         self.counts, self.rejected = counts, rejected
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         self.counts.update(inputs)
-        rejected = {row: "no" for row, text in enumerate(inputs) if text == self.rejected}
+        rejected = {row: "no" for row, text in enumerate(inputs) if text in self.rejected}
         vectors = super().embed(inputs, input_type).vectors
         vectors[list(rejected)] = np.nan
         return Response(vectors, rejected=rejected)
@@ -83,12 +83,13 @@ def work(caller: Direct, texts: list[str], model: Counted, done: dict[str, Any])
 
 
 def test_two_workers_that_need_the_same_texts_embed_each_once(callers: list[Direct]) -> None:
-    """In opposite orders, so that each waits for what the other has claimed."""
-    texts = [f"text number {n}" for n in range(60)] + ["bad"]
+    """In opposite orders, so that each waits for what the other has claimed, and has rejected."""
+    texts = ["bad one", *(f"text number {n}" for n in range(60)), "bad two"]
+    bad = {texts[0], texts[-1]}
     counts, done = Counter[str](), dict[str, Any]()
     orders = [texts, texts[::-1]]
     threads = [
-        threading.Thread(target=work, args=(caller, order, Counted(counts, "bad"), done))
+        threading.Thread(target=work, args=(caller, order, Counted(counts, bad), done), daemon=True)
         for caller, order in zip(callers, orders, strict=True)
     ]
     for thread in threads:
@@ -96,9 +97,9 @@ def test_two_workers_that_need_the_same_texts_embed_each_once(callers: list[Dire
     for thread in threads:
         thread.join(30)
     assert done.keys() == {"one", "two"}
-    assert {counts[text] for text in texts if text != "bad"} == {1}
+    assert {counts[text] for text in texts if text not in bad} == {1}
     np.testing.assert_array_equal(done["one"][0], done["two"][0][::-1])
-    assert [rejected for *_, rejected in done.values()] == [1, 1]
+    assert [rejected for *_, rejected in done.values()] == [2, 2]
     usages = [usage for _, usage, _ in done.values()]
     assert sum(usage.embedded for usage in usages) == 60
     assert sum(usage.cache_hits for usage in usages) == 60
