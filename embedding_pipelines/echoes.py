@@ -49,7 +49,8 @@ def forget_echoes(warehouse: Warehouse, name: str, forgotten: Forgotten) -> None
                     for content in contents | _queries(contents)
                 ]
             )
-    for path in (warehouse.root / "reports" / f"{name}.html", folder.activity):
+    report = warehouse.root / "reports" / f"{name}.html"
+    for path in (report, folder.activity, folder.quarantine):
         delete(path)
 
 

@@ -118,6 +118,14 @@ class EmbeddingCache:
                 database.execute(statement, tuple(chain.from_iterable(part)))
             database.execute("INSERT OR IGNORE INTO spaces VALUES (?)", (space_id,))
 
+    @property
+    def damage_note(self) -> str:
+        """What a user should know of what was looked up; empty if nothing is damaged."""
+        if not self.damaged:
+            return ""
+        count = len(self.damaged)
+        return f"{count:,} damaged vectors of the cache {self.path} are embedded anew."
+
     def spaces(self) -> set[str]:
         """The ids of all spaces that vectors were ever filed in, whoever did it; without those of
         an earlier version of this package, which kept no list."""

@@ -150,13 +150,10 @@ class Hub:
         counted = self._requested.counted_tokens - self.recorded.counted_tokens
         return Usage(billed_tokens=max(0, billed), embedded_tokens=max(0, counted))
 
-    @property
-    def damaged(self) -> int:
-        """How many vectors of the cache were looked up and are damaged."""
-        return len(self._cache.damaged)
-
-    def close(self) -> None:
+    def close(self) -> str:
+        """What a user should know of the cache, if anything."""
         self._cache.close()
+        return self._cache.damage_note
 
     def _limiter(self, rate: RateLimit) -> Limiter:
         if rate.key not in self._limiters:

@@ -37,7 +37,8 @@ class Kit(ABC):
     @abstractmethod
     def open_shared(self) -> Any:
         """The object behind `Shared`, in a process of its own. It has a method `release(worker)`,
-        called when a worker has ended a shard, or was lost."""
+        called when a worker has ended a shard, or was lost, and `close()`, whose result is what a
+        user should know, if anything."""
 
     @abstractmethod
     def open(self, shared: Shared) -> Worker:

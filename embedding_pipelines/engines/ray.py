@@ -8,20 +8,21 @@
 Ray places processes, sees them die and carries the calls; what a death means is decided here. A
 worker is never restarted by Ray: the shard that it had goes back to the queue. A shard that has
 ended SHARD_DEATHS workers is put aside, and the others go on. A machine that is lost is not the
-shard's fault. Workers end by themselves when nobody has heard of the driver for SILENCE_SECONDS:
-whatever becomes of it, nothing goes on computing for nobody.
+shard's fault. Workers end by themselves when they have not heard of the driver for SILENCE_SECONDS,
+and PATIENCE_SECONDS later: whatever becomes of it, nothing goes on computing for nobody.
 """
 
 import contextlib
 import math
 import os
+import signal
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from embedding_pipelines.engines.base import Engine, Kit, ShardWork
 from embedding_pipelines.errors import (
@@ -63,6 +64,15 @@ class Ray(Engine):
     cpus_per_worker: float = Field(1, ge=0, le=1_024)
     gpus_per_worker: float = Field(0, ge=0, le=64)
 
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.workers is not None and self.workers < self.min_workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, and workers, the most there are, "
+                f"{self.workers}. Set min_workers to {self.workers} or less."
+            )
+        return self
+
     def map_shards(self, work: ShardWork, shards: Sequence[str]) -> Iterator[Any]:
         with _connection(self.address) as ray:
             count = min(self._room(ray), len(shards))
@@ -102,9 +112,11 @@ def _connection(address: str | None) -> Iterator[Any]:
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
         options["include_dashboard"] = False
+    faults = (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError)
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        with _own_signals():
+            ray.init(**options)
+    except faults as error:
         raise EngineError(
             f"No Ray cluster answers at {address or 'this machine'}: {error_lines(error)[0]}. "
             "Correct engine.address, or start the cluster."
@@ -115,6 +127,17 @@ def _connection(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray replaces the handler of SIGTERM, by which Dagster ends a run and says so."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
 class _Hub:
     """The actor that all workers call: the work's own shared object, and who has said what when."""
 
@@ -122,6 +145,7 @@ class _Hub:
         self._shared = kit.open_shared()
         self._heard_at = time.monotonic()
         self._done: dict[str, int] = {}  # by worker, of the shard that it is at
+        self._lost: set[str] = set()
 
     def beat(self) -> dict[str, int]:
         """The driver lives. What each worker has done of its shard."""
@@ -134,14 +158,22 @@ class _Hub:
         return time.monotonic() - self._heard_at
 
     def call(self, worker: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        if worker in self._lost:  # a machine that was cut off for a while
+            raise EngineError(f"{worker} counts as lost, and another one has its shard.")
         return getattr(self._shared, method)(worker, *arguments)
 
     def release(self, worker: str) -> None:
         self._done.pop(worker, None)
         self._shared.release(worker)
 
-    def end(self) -> None:
-        self._shared.close()
+    def lose(self, worker: str) -> None:
+        """It is heard no more: what it claimed now nobody would ever give up."""
+        self._lost.add(worker)
+        self.release(worker)
+
+    def end(self) -> str:
+        note: str = self._shared.close()
+        return note
 
 
 class _Shared:
@@ -177,7 +209,9 @@ class _Actor:
         try:
             self._worker = self._kit.open(_Shared(self._hub, self._name))
         except (EmbeddingPipelinesError, OSError) as error:
-            return node, error_lines(error)[0]
+            return node, error_lines(error)[0].rstrip(".")
+        except Exception as error:  # noqa: BLE001  # of libraries, as a GPU without memory
+            return node, f"{type(error).__name__}: {error_lines(error)[0]}".rstrip(".")
         return node, ""
 
     def work(self, shard: str) -> tuple[list[Any], int, Exception | None]:
@@ -207,14 +241,14 @@ class _Actor:
     def _listen(self) -> None:
         """Tell the hub what is done, until nobody is there any more."""
         ray = need("ray", "ray")
-        silence = 0.0
-        while silence < self._silence:
-            time.sleep(BEAT_SECONDS)
+        left: float | None = None  # seconds; at first, while the hub may still start, any number
+        while left is None or left > 0:
             try:
                 look = self._hub.look.remote(self._name, self._done)
-                silence = ray.get(look, timeout=self._silence)
+                left = self._silence - ray.get(look, timeout=left) - BEAT_SECONDS
             except ray.exceptions.RayError:
                 break
+            time.sleep(BEAT_SECONDS)
         self._stopped.set()
         time.sleep(min(PATIENCE_SECONDS, self._silence))
         os._exit(1)
@@ -279,10 +313,11 @@ class _Pool:
         for actor in list(self._names):
             self._drop(actor)
         with contextlib.suppress(error):
-            ray.get(self._hub.end.remote(), timeout=PATIENCE_SECONDS)
+            if note := ray.get(self._hub.end.remote(), timeout=PATIENCE_SECONDS):
+                self._work.note(note)
         self._has_ended.set()
-        self._beating.join()
-        ray.kill(self._hub)
+        ray.kill(self._hub)  # so that a beat that is out ends, too
+        self._beating.join(PATIENCE_SECONDS)
 
     def _beat(self) -> None:
         while True:
@@ -297,10 +332,7 @@ class _Pool:
     def _start(self, shards: int) -> None:
         """As many workers as there is work for."""
         if self._lost:
-            raise EngineError(
-                f"The process that all workers share is lost ({self._lost}). Run again: nothing that "
-                "is done is lost."
-            )
+            raise self._hub_error()
         if self._wanted < min(self._options.min_workers, shards):
             raise EngineError(f"Too few workers are left: {'; '.join(self._refusals)}.")
         for _ in range(min(self._wanted, shards) - len(self._names)):
@@ -353,7 +385,7 @@ class _Pool:
         actor = self._starting.pop(reference)
         try:
             node, refusal = self._ray.get(reference)
-        except self._ray.exceptions.RayActorError as death:
+        except self._ray.exceptions.RayError as death:
             self._drop(actor)
             self._failed_starts += 1
             reason = _reason(death)
@@ -380,10 +412,9 @@ class _Pool:
         actor, shard = self._running.pop(reference)
         try:
             results, done, error = self._ray.get(reference)
-        except self._ray.exceptions.RayActorError as death:
+        except self._ray.exceptions.RayError as death:  # out of memory is one of its own
             node = self._nodes[actor]
-            name = self._drop(actor)
-            self._ray.get(self._hub.release.remote(name))
+            self._lose(actor)
             is_cut_off = isinstance(death, self._ray.exceptions.ActorUnavailableError)
             if is_cut_off or self._is_gone(node):
                 self._machines[shard] += 1
@@ -416,6 +447,22 @@ class _Pool:
         self._ray.kill(actor)
         self._nodes.pop(actor, None)
         return self._names.pop(actor)
+
+    def _lose(self, actor: Any) -> None:
+        """Let others have what a worker had claimed that was lost. Raises EngineError if the hub is
+        lost, too."""
+        name = self._drop(actor)
+        try:
+            self._ray.get(self._hub.lose.remote(name))
+        except self._ray.exceptions.RayError as error:
+            self._lost = self._lost or _reason(error)
+            raise self._hub_error() from None
+
+    def _hub_error(self) -> EngineError:
+        return EngineError(
+            f"The process that all workers share is lost ({self._lost}). Run again: nothing that is "
+            "done is lost."
+        )
 
     def _is_gone(self, node: str) -> bool:
         """Whether a machine is lost; the cluster may notice that later than that of its workers."""
@@ -455,7 +502,10 @@ def _hub_class(ray: Any) -> Any:
 
 def _reason(death: Exception) -> str:
     """Why an actor has ended, in a line, as Ray says it."""
+    if isinstance(death, need("ray", "ray").exceptions.OutOfMemoryError):  # Ray says half a page
+        return "its machine had no memory left, and Ray ended the worker"
     lines = [line.strip() for line in str(death).splitlines() if line.strip()]
     text = next((line for line in lines if "exit detail" in line), lines[-1] if lines else "")
     _, found, detail = text.partition("Worker exit detail: ")
+    detail, *_ = detail.partition(" Some common causes")
     return (detail if found else text).rstrip(".")[:LONGEST_REASON]

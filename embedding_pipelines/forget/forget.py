@@ -465,7 +465,7 @@ def _erase_reports(run: Run, receipt: Receipt) -> None:
         receipt.notes.append(
             f"The report is deleted; `embedding-pipelines report {run.spec.name}` writes another."
         )
-    for path in (report, folder.checks, folder.queries, folder.activity):
+    for path in (report, folder.checks, folder.queries, folder.activity, folder.quarantine):
         delete(path)
 
 

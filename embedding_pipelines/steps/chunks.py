@@ -125,8 +125,8 @@ class _Nothing:
     def release(self, worker: str) -> None:
         pass
 
-    def close(self) -> None:
-        pass
+    def close(self) -> str:
+        return ""
 
 
 class _Cutter(Worker):

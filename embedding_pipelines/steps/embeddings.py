@@ -394,9 +394,9 @@ class _Hub(Hub):
     def keep_rejected(self, worker: str, partition: str, rejected: list[pa.RecordBatch]) -> None:
         self._books.keep_rejected(partition, rejected)
 
-    def close(self) -> None:
+    def close(self) -> str:
         self._books.add_usage(self.unrecorded())
-        super().close()
+        return super().close()
 
 
 class _Embedding(RunWork):
@@ -487,10 +487,8 @@ class _Embedder(Worker):
                     yield last.report()
         finally:
             self._books.add_usage(unfinished)
-            if damaged := len(run.cache.damaged):
-                run.progress.note(
-                    f"{damaged:,} damaged vectors of the cache {run.cache.path} are embedded anew."
-                )
+            if note := run.cache.damage_note:
+                run.progress.note(note)
 
 
 class _Writing:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from embedding_pipelines.engines import ray as engine_module
+from embedding_pipelines.engines.ray import Ray
 from embedding_pipelines.errors import EngineError, QuarantineError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.steps.chain import step_named
@@ -175,3 +176,5 @@ def test_a_cluster_without_room_is_told(
     run = write_home(tmp_path, wanted.replace("}", ", workers: 1}"), ["text"])
     with pytest.raises(EngineError, match=r"0 of 1 worker are ready"):
         embed(run)
+    with pytest.raises(ValueError, match=r"Set min_workers to 2 or less"):
+        Ray(workers=2, min_workers=3)

@@ -1,6 +1,7 @@
 """Steps whose shards are worked on elsewhere: from what was pickled, without what the run has open."""
 
 import pickle
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.chunks import _Cutting
 from embedding_pipelines.steps.embeddings import _Embedding
 from embedding_pipelines_tests.chain import run_of, write_csv, write_pipeline
+from embedding_pipelines_tests.clusters import Noted
 from embedding_pipelines_tests.conftest import HASHING
 
 
@@ -44,7 +46,8 @@ class Parcelled(Engine):
             results = list(worker.work([shard], work.advance))
             hub.release(Direct.name)
             yield from pickle.loads(pickle.dumps(results))  # noqa: S301
-        hub.close()
+        if note := hub.close():
+            work.note(note)
 
 
 def write(home: Path) -> Run:
@@ -74,6 +77,21 @@ def test_shards_are_those_of_one_process(tmp_path: Path) -> None:
     assert not there.folder.cluster.exists()
     assert len(there.cache) == 40
     assert not any(report["embedded"] for report in work(there, "embeddings").values())
+
+
+def test_damaged_vectors_of_the_cache_are_named(tmp_path: Path) -> None:
+    run = write(tmp_path)
+    run.spec, run.progress = run.spec.model_copy(update={"engine": Parcelled()}), Noted()
+    work(run, "chunks")
+    work(run, "embeddings")
+    with sqlite3.connect(run.warehouse.cache) as database:
+        database.execute("UPDATE vectors SET checksum = 1 WHERE rowid <= 3")
+    database.close()
+    write_json(run.folder.embed_anew, {"partitions": run.spec.partition_names})
+    work(run, "embeddings")
+    assert run.progress.notes == [
+        f"3 damaged vectors of the cache {run.warehouse.cache} are embedded anew."
+    ]
 
 
 @pytest.mark.parametrize("kind", [_Cutting, _Embedding])
