@@ -431,7 +431,9 @@ class _Pool:
         self._tell(shard, done)
         if isinstance(error, EmbeddingPipelinesError):
             raise error
-        if error is not None:
+        if error is not None and results:  # the shard is written, and counts once
+            self._work.note(f"{shard} is done, but what is kept beside it is not: {error}")
+        elif error is not None:
             self._deaths[shard] += 1
             self._again(shard, self._deaths[shard] < SHARD_DEATHS, str(error), queue)
 
