@@ -153,6 +153,27 @@ def test_workers_end_when_nobody_hears_of_the_driver(cluster: Any, tmp_path: Pat
     assert len(times_embedded(tmp_path)) < 400
 
 
+def test_a_run_whose_hub_is_lost_ends(cluster: Any, tmp_path: Path) -> None:
+    texts = [f"text number {n} is here" for n in range(200)]
+    run = write_home(tmp_path, engine(cluster, 1), texts, 0.05)
+
+    def kill() -> None:
+        wait_until(lambda: requests(tmp_path))
+        for process in psutil.Process().children(recursive=True):
+            if "ray::Hub" in process.cmdline()[:1]:
+                process.kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    with pytest.raises(EngineError, match=r"that all workers share is lost .*Run again"):
+        embed(run)
+    killing.join()
+    embed(write_home(tmp_path, "inline", texts))
+    assert len(vectors_of(run)) == 200
+    again = [text for text, times in times_embedded(tmp_path).items() if times > 1]
+    assert len(again) <= 20  # two requests were out at most
+
+
 def test_a_run_that_ends_early_leaves_no_worker(cluster: Any, tmp_path: Path) -> None:
     texts = [f"text number {n} is here" for n in range(100)]
     run = write_home(tmp_path, engine(cluster, 1), texts, 0.02)
@@ -178,3 +199,26 @@ def test_a_cluster_without_room_is_told(
         embed(run)
     with pytest.raises(ValueError, match=r"Set min_workers to 2 or less"):
         Ray(workers=2, min_workers=3)
+
+
+def test_a_worker_that_counts_as_lost_claims_nothing_any_more() -> None:
+    """A machine that was cut off for a while: nobody would give up what it claims."""
+    released = []
+
+    class Kit:
+        def open_shared(self) -> Any:
+            return self
+
+        def claim(self, worker: str) -> str:
+            return worker
+
+        def release(self, worker: str) -> None:
+            released.append(worker)
+
+    hub = engine_module._Hub(Kit())  # type: ignore[arg-type]
+    assert hub.call("one", "claim", ()) == "one"
+    hub.lose("one")
+    assert released == ["one"]
+    with pytest.raises(EngineError, match="one counts as lost"):
+        hub.call("one", "claim", ())
+    assert hub.call("two", "claim", ()) == "two"
