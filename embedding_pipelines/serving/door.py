@@ -3,10 +3,15 @@ its key not checked, its route not looked up, its body not read.
 
 At four times what a server can do, three of four requests are refused, and what each of them takes is
 taken from the fourth: a refusal may cost a sixteenth of an answer, or goodput is less than 0.8 of the
-peak. What is not plain (a body in chunks, a pipelined request, a head in parts) goes the usual way,
-and is refused where its texts are (`ServedModel.embed`).
+peak. What is not plain (a body in chunks, a pipelined request, a head in parts, anything that two
+servers might read in two ways) goes the usual way, and is refused where its texts are
+(`ServedModel.embed`).
+
+A head also has to come in HEAD_SECONDS, for which uvicorn would wait for ever. Its protocol is not a
+public class: pyproject.toml takes the versions that this was tested with.
 """
 
+import asyncio
 import math
 import re
 from collections.abc import Callable
@@ -19,9 +24,17 @@ from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests, timeout_of
 
 POST, HTTP = b"POST ", b" HTTP/1.1\r\n"
+# Lines as RFC 9112 has them and no other: a head that is refused here passes no parser, and whoever
+# stands in front must see the end of its body in the same place.
+LINES = re.compile(
+    rb"POST [!-~]+ HTTP/1\.1\r\n(?:[\w!#$%&'*+.^`|~-]+:[^\x00-\x08\n-\x1f\x7f]*\r\n)+"
+)
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,15}) *(?=\r\n)")
 TIMEOUT = re.compile(rb"\r\n%s: *([^\r\n]*)" % TIMEOUT_HEADER.lower().encode())
-UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade|connection: *close)")
+UNUSUAL = re.compile(
+    rb"\r\n(?:transfer-encoding|expect|upgrade|connection:[^\r]*(?:close|upgrade))"
+)
+HEAD_SECONDS = 60.0  # in which a head has to come
 
 
 class Door(HttpToolsProtocol):
@@ -39,10 +52,25 @@ class Door(HttpToolsProtocol):
         self._served, self._paths, self._refusal = server, paths, refuse
         self._is_between = True  # two requests: the parser waits for the head of the next
         self._unread = 0  # bytes of a body that was refused and is still to come
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_timer()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         self._is_between = False
+        if self._head_timer is None:
+            self._await_head()
         super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._end_timer()
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._is_between = True
@@ -68,10 +96,11 @@ class Door(HttpToolsProtocol):
         if path not in self._paths or self._served.is_draining:
             return False
         head = data[: end + 2].lower()
-        lengths, timeout = LENGTH.findall(head), TIMEOUT.search(head)
-        if len(lengths) != 1 or UNUSUAL.search(head):
+        length, timeout = LENGTH.search(head), TIMEOUT.search(head)
+        is_plain = head.count(b"\r\ncontent-length:") == 1 and LINES.fullmatch(data, 0, end + 2)
+        if length is None or not is_plain or UNUSUAL.search(head):
             return False
-        unread = end + 4 + int(lengths[0]) - len(data)
+        unread = end + 4 + int(length[1]) - len(data)
         if unread < 0:  # another request follows at once
             return False
         seconds = timeout_of(timeout[1].decode("latin-1")) if timeout else None
@@ -89,8 +118,24 @@ class Door(HttpToolsProtocol):
         headers = [*self.server_state.default_headers, *reply.raw_headers]
         lines = [b"HTTP/1.1 429 Too Many Requests", *(b": ".join(each) for each in headers)]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(reply.body)]))
+        self._end_timer()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_headless)
+
+    def _end_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_headless(self) -> None:
+        """Close the connection, unless the request before is still being answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._await_head()
+        else:
+            self.transport.close()

@@ -28,6 +28,7 @@ from embedding_pipelines.serving.wire import (
     TooManyRequests,
 )
 from embedding_pipelines.sources.inputs import Contents
+from embedding_pipelines.sources.paths import is_within
 
 if TYPE_CHECKING:
     from embedding_pipelines.search import Searcher
@@ -58,7 +59,7 @@ class Pictures:
     """What a server needs to read images; it belongs to one event loop."""
 
     def __init__(self, home: Path) -> None:
-        self._contents, self._pool = Contents(home), Pool(PROCESSES)
+        self._home, self._contents, self._pool = home, Contents(home), Pool(PROCESSES)
         self._waiting = self._waiting_bytes = 0
 
     def close(self) -> None:
@@ -79,19 +80,27 @@ class Pictures:
         self,
         searcher: "Searcher",
         document: str,
+        places: Sequence[str],
         known: str = "",
         principals: Principals = None,
     ) -> tuple[str, bytes | None]:
         """The ETag, and a JPEG, of the image that a document of the live release is, THUMBNAIL_SIDE
         pixels at most; no JPEG where its ETag is among those that the caller has (`known`).
 
-        Raises NotFound for a document that is none of it, or no image, or whose image has changed
-        since, or is not for these principals; TooManyRequests if too many wait.
+        Read is what lies in `places`, paths as of `source.path`: a table that came in a bundle may
+        name any file, and any object that the server's credentials reach.
+
+        Raises NotFound for a document that is none of it, or no image, or whose image is elsewhere,
+        or has changed since, or is not for these principals; TooManyRequests if too many wait.
         """
         found = await asyncio.to_thread(searcher.image_of, document, principals)
         if found is None:
             raise NotFound(f"Document {document!r} is no image of the live release.")
         uri, digest = found
+        if not is_within(places, self._home, uri):
+            raise NotFound(
+                f"The image of document {document!r} is not where its pipeline's file says."
+            )
         etag = f'"{digest}"'
         if etag in known:
             return etag, None

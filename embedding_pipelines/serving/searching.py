@@ -1,11 +1,12 @@
 """From a request's queries to hits: their vectors by the lanes, then the release's table in a thread."""
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from embedding_pipelines.access import Principals
+from embedding_pipelines.access import Principals, Visible
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.errors import ConfigError, ReleaseError, did_you_mean
 from embedding_pipelines.ranking import Filter, order_of
@@ -81,7 +82,7 @@ async def search_pipeline(
         return [
             await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
         ]
-    searcher = await _searcher(server, name, principals)
+    searcher = await open_searcher(server, name, principals)
     vectors = space = None
     notes: list[str] = []
     if searcher.mode(mode) != "text":
@@ -128,21 +129,27 @@ async def search_pipeline(
     return results
 
 
-async def _searcher(server: Server, name: str, principals: Principals) -> "Searcher":
+async def open_searcher(server: Server, name: str, principals: Principals) -> "Searcher":
     """A pipeline's searcher, once it is known that these principals may use it: before a query is
     embedded. Raises as `Server.searcher` and `Access.visible`."""
 
     def opened() -> "Searcher":
-        visible = server.access(name).visible(principals)
-        try:
+        with without_quotes(name, server.access(name).visible(principals)):
             return server.searcher(name)
-        except ReleaseError:
-            if visible is None:
-                raise
-            # What holds a candidate back quotes its documents.
-            raise ReleaseError(f"Pipeline {name!r} has no release yet.") from None
 
     return await asyncio.to_thread(opened)
+
+
+@contextlib.contextmanager
+def without_quotes(name: str, visible: Visible | None) -> Iterator[None]:
+    """A ReleaseError does not say what holds a candidate back, which quotes its documents, to whoever
+    sees only some of them."""
+    try:
+        yield
+    except ReleaseError:
+        if visible is None:
+            raise
+        raise ReleaseError(f"Pipeline {name!r} has no release yet.") from None
 
 
 async def _reranked(
@@ -173,7 +180,7 @@ async def search_by_image(
 ) -> "SearchResult":
     """What of a pipeline's live release is like an image, by its file. Raises BadRequest for what is
     no image and for a model that takes texts alone, else as `search_pipeline`."""
-    searcher = await _searcher(server, name, principals)
+    searcher = await open_searcher(server, name, principals)
     model = next((each for each in server.models if each.model is searcher.model), None)
     if model is None:
         raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")

@@ -63,6 +63,7 @@ class Served:
     release: Release | None
     model: ServedModel
     receipts: ReceiptOptions  # as the file says today: no release waits for them
+    image_places: tuple[str, ...] = ()  # what the file says of where images are; no file, none
 
     @property
     def name(self) -> str:
@@ -374,8 +375,10 @@ class Server:
                     raise ConfigError(
                         f"Its model is trained by the first run: `embedding-pipelines run {name}`."
                     )
-                receipts = _receipts(files.get(name), spec)
-                served[name] = Served(spec, release, self._open(spec.model), receipts)
+                today = _file_spec(files.get(name))
+                receipts, source = (today or spec).receipts, today.source if today else None
+                places = getattr(source, "path", ()) if source and source.has_images else ()
+                served[name] = Served(spec, release, self._open(spec.model), receipts, places)
             except EmbeddingPipelinesError as error:
                 problems[name] = str(error)
             except OSError as error:  # what cannot be read is not gone
@@ -424,14 +427,12 @@ def _open_cache(warehouse: Warehouse) -> EmbeddingCache | None:
         return None
 
 
-def _receipts(file: Path | None, spec: PipelineSpec) -> ReceiptOptions:
-    """What the pipeline's file says of receipts now; what `spec` says where it cannot be read."""
-    if file is None:
-        return spec.receipts
+def _file_spec(file: Path | None) -> PipelineSpec | None:
+    """What the pipeline's file says now; None where there is none, or none that can be read."""
     try:
-        return read_pipeline(file).receipts
+        return read_pipeline(file) if file else None
     except EmbeddingPipelinesError:
-        return spec.receipts  # `validate` and `status` say what is wrong with the file
+        return None  # `validate` and `status` say what is wrong with the file
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from embedding_pipelines.errors import BucketError, SourceError, did_you_mean
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.objects import URI, Bucket, Object, is_uri, open_bucket
 from embedding_pipelines.sources.inputs import Input, SourceFile, SourceObject
+from embedding_pipelines.storage.output import absolute, is_below
 
 _MAGIC = frozenset("*?[")
 _NAMES_SHOWN = 3  # of what is passed over for one reason
@@ -62,6 +63,17 @@ def covers(entries: Iterable[str], suffixes: tuple[str, ...], uri: str) -> bool:
                 match[3].split("/"), [*parts, "**", "*"]
             )
         if is_covered:
+            return True
+    return False
+
+
+def is_within(entries: Iterable[str], home: Path, name: str) -> bool:
+    """Whether an input of this name lies in a folder, or is a file or an object, that an entry names
+    before its first pattern; without a look at what is there."""
+    place = name if is_uri(name) else os.path.abspath(home / name)
+    for entry in entries:
+        fixed = itertools.takewhile(lambda part: not _MAGIC & set(part), entry.split("/"))
+        if is_below(place, absolute("/".join(fixed), home)):
             return True
     return False
 

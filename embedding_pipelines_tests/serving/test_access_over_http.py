@@ -8,8 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_pipelines import EmbeddingPipelines
+from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.serving.api import create_app
 from embedding_pipelines.serving.auth import Keys, add_key
+from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import (
     PRINCIPALS_HEADER,
@@ -130,6 +132,19 @@ def test_a_map_and_a_thumbnail_are_of_what_may_be_seen(
     replies = [bound.get(f"{thumbnail}{name}") for name in ("3", "none")]
     assert [reply.status_code for reply in replies] == [404, 404]
     assert replies[0].text.replace("'3'", "'none'") == replies[1].text
+
+
+def test_what_holds_a_candidate_back_is_not_quoted_to_who_sees_some_documents(
+    client: TestClient, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held_back(*_: object) -> None:
+        raise ReleaseError("Pipeline 'things' has no release yet. Its query 'secret' finds less.")
+
+    monkeypatch.setattr(Server, "searcher", held_back)
+    monkeypatch.setattr(Maps, "_get", held_back)
+    for path in ("map?pipeline=things", "thumbnail?pipeline=things&document=1"):
+        reply = Asking(client, tokens["bound"]).get(f"/page/{path}")
+        assert (reply.status_code, "secret" in reply.text) == (409, False)
 
 
 def test_feedback_says_nothing_of_what_may_not_be_seen(

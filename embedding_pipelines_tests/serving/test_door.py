@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.serving import door
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
 from embedding_pipelines_tests.serving.live import live, wait_until
@@ -35,7 +36,11 @@ class Peer:
         status = int(self._file.readline().split()[1])
         lines = iter(self._file.readline, b"\r\n")
         headers = dict(line.decode().strip().lower().split(": ", 1) for line in lines)
-        return status, headers, self._file.read(int(headers["content-length"]))
+        return status, headers, self._file.read(int(headers.get("content-length", 0)))
+
+    @property
+    def is_at_end(self) -> bool:
+        return self._file.read(1) == b""
 
     def close(self) -> None:
         self._file.close()
@@ -126,12 +131,51 @@ def test_a_body_that_looks_like_a_request_is_none(peer: Peer, admission: Admissi
         request() + request(),
         request().replace(b"\r\nHost", b"?a=b\r\nHost", 1).replace(b" HTTP/1.1?a=b", b"?a=b HTTP/1.1"),
         request().replace(b"/v1/embeddings", b"/v1/models"),
+        request(more="Connection: keep-alive, close\r\n"),
+        request(more="Expect: 100-continue\r\n"),
     ],
-    ids=["lengths", "old", "chunks", "close", "two", "query", "other"],
+    ids=["lengths", "old", "chunks", "close", "two", "query", "other", "closes", "expect"],
 )  # fmt: skip
 def test_what_is_not_plain_goes_the_usual_way(
     peer: Peer, admission: Admission, data: bytes
 ) -> None:
     admission.is_busy = True
     peer.send(data)
-    assert peer.reply()[0] in (200, 400, 405)
+    assert peer.reply()[0] in (100, 200, 400, 405)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "Content-Length:\t3\r\n",
+        "Content-Length: +3\r\n",
+        "Content-Length : 3\r\n",
+        "X: a\nTransfer-Encoding: chunked\r\n",
+        "X: a\rTransfer-Encoding: chunked\r\n",
+        "X: a\r\n Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        "X: a\0b\r\n",
+    ],
+)
+def test_a_head_that_another_server_might_read_in_another_way_is_for_the_parser(
+    peer: Peer, admission: Admission, more: str
+) -> None:
+    """Whoever stands in front could see the end of the body elsewhere, and what follows as a
+    request of somebody else's."""
+    admission.is_busy = True
+    peer.send(request(more=more))
+    assert peer.reply()[0] == 400
+
+
+def test_a_head_has_to_come_in_time_and_an_answer_need_not(
+    place: tuple[str, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "HEAD_SECONDS", 0.3)
+    never, slow, used = Peer(place[0]), Peer(place[0]), Peer(place[0])
+    slow.send(request()[:20])
+    used.send(request())
+    assert used.reply()[0] == 200
+    used.send(b"POST /v1")
+    for peer in (never, slow, used):
+        assert peer.is_at_end
+        peer.close()

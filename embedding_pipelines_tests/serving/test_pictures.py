@@ -22,7 +22,7 @@ from embedding_pipelines_tests.chain import run_steps, write_pipeline
 from embedding_pipelines_tests.clips import tiny_clip
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.serving.homes import KEY, client_of
-from embedding_pipelines_tests.serving.live import live
+from embedding_pipelines_tests.serving.live import live, wait_until
 
 PHOTOS = """\
 source: {kind: images, path: photos/}
@@ -196,6 +196,10 @@ def test_a_thumbnail_is_of_a_document_of_the_live_release_alone(
     ):
         assert viewer.get(f"{place}{name}").status_code == 404, name
     assert viewer.get(f"{place}red.png", headers={"Authorization": ""}).status_code == 401
+    write_pipeline(photos, "photos", PHOTOS.replace("photos/", "elsewhere/*.png"))
+    wait_until(lambda: viewer.get(f"{place}red.png").status_code == 404)  # as of a bundle's table
+    write_pipeline(photos, "photos", PHOTOS)
+    wait_until(lambda: viewer.get(f"{place}red.png").status_code == 200)
     (photos / "photos" / "green.png").write_bytes((photos / "secret.png").read_bytes())
     reply = viewer.get(f"{place}green.png")
     assert (reply.status_code, "is gone, or has changed" in reply.text) == (404, True)

@@ -55,7 +55,6 @@ def test_sigterm_says_so_first_and_loses_no_request(built_home: Path) -> None:
                         statuses.append(reply.status_code)
                         closed.append(reply.headers.get("connection") == "close")
         out, err = process.communicate(timeout=30)
-    assert len(statuses) > 3
-    assert set(statuses) == {200}
+    assert set(statuses) == {200}  # at least one: how many fit three seconds is the machine's
     assert all(closed)
     assert (process.returncode, out, err) == (0, "", "")

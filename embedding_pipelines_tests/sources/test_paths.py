@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
+from embedding_pipelines.sources.paths import is_within
 from embedding_pipelines_tests.buckets import Exchange, Proxy, TestBucket
 from embedding_pipelines_tests.contracts_sources import make
 
@@ -124,3 +125,24 @@ def test_a_path_in_a_bucket_names_the_extra_that_it_needs(
         ConfigError, match=r"A path in an object store needs .*obstore.*\[buckets\]"
     ):
         names(tmp_path, "s3://b/x.csv")
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "is_within_it"),
+    [
+        ("photos/", "photos/a/b.png", True),
+        ("photos/**/*.png", "photos/a/b.png", True),
+        ("photos", "photos2/b.png", False),
+        ("photos", "photos/../secret.png", False),
+        ("photos", "/etc/passwd", False),
+        ("/data/photos", "/data/photos/b.png", True),
+        ("photos", "~nobody/b.png", False),
+        ("s3://mine/photos/*", "s3://mine/photos/b.png", True),
+        ("s3://mine/photos", "s3://mine/b.png", False),
+        ("s3://mine/photos", "photos/b.png", False),
+    ],
+)
+def test_an_input_lies_within_what_a_path_names(
+    tmp_path: Path, entry: str, name: str, is_within_it: bool
+) -> None:
+    assert is_within([entry], tmp_path, name) == is_within_it

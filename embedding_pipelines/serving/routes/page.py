@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller
-from embedding_pipelines.serving.searching import find_pipeline
+from embedding_pipelines.serving.searching import find_pipeline, open_searcher, without_quotes
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import PRINCIPALS_HEADER, MapResponse, PagePipeline
 
@@ -104,8 +104,10 @@ async def thumbnail(
     asks each time whether it may still be shown: the document may have been forgotten."""
     server = caller.server
     name = await find_pipeline(server, pipeline)
-    searcher = await asyncio.to_thread(server.searcher, name)
-    picture = server.pictures.thumbnail(searcher, document, known, caller.principals)
+    searcher = await open_searcher(server, name, caller.principals)
+    served = (await server.served()).get(name)
+    places = served.image_places if served else ()
+    picture = server.pictures.thumbnail(searcher, document, places, known, caller.principals)
     etag, data = await caller.wait_for(picture)
     headers = {
         "Cache-Control": "private, no-cache",
@@ -125,4 +127,5 @@ async def map_of(pipeline: Annotated[str, Query()], caller: AnyCaller) -> MapRes
     server = caller.server
     name = await find_pipeline(server, pipeline)
     visible = await asyncio.to_thread(server.access(name).visible, caller.principals)
-    return await server.maps.get(name, visible)
+    with without_quotes(name, visible):
+        return await server.maps.get(name, visible)
