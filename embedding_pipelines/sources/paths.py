@@ -17,7 +17,6 @@ from embedding_pipelines.errors import BucketError, SourceError, did_you_mean
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.objects import URI, Bucket, Object, is_uri, open_bucket
 from embedding_pipelines.sources.inputs import Input, SourceFile, SourceObject
-from embedding_pipelines.storage.output import absolute, is_below
 
 _MAGIC = frozenset("*?[")
 _NAMES_SHOWN = 3  # of what is passed over for one reason
@@ -72,8 +71,10 @@ def is_within(entries: Iterable[str], home: Path, name: str) -> bool:
     before its first pattern; without a look at what is there."""
     place = name if is_uri(name) else os.path.abspath(home / name)
     for entry in entries:
-        fixed = itertools.takewhile(lambda part: not _MAGIC & set(part), entry.split("/"))
-        if is_below(place, absolute("/".join(fixed), home)):
+        parts = itertools.takewhile(lambda part: not _MAGIC & set(part), entry.split("/"))
+        fixed = "/".join(parts)
+        folder = fixed if is_uri(entry) else os.path.abspath(home / Path(fixed).expanduser())
+        if f"{place}/".startswith(f"{folder.rstrip('/')}/"):
             return True
     return False
 
