@@ -7,7 +7,7 @@ the pipeline takes it.
 
 import heapq
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +32,6 @@ from embedding_pipelines.quality.queries import (
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.schemas import digest
-from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -112,20 +111,6 @@ class _Sample:
     @property
     def judged_ids(self) -> list[str]:
         return sorted(self.judged.queries) if self.judged else []
-
-
-def parse_models(texts: Iterable[str]) -> list[ProviderOptions]:
-    """The options of models as a pipeline file writes them: an alias, `provider:model`, or
-    `{provider: hf, model: …, precision: int8}`. Raises ConfigError for another."""
-    return [_parse(text) for text in texts]
-
-
-def _parse(text: str) -> ProviderOptions:
-    where = f"The model {text}"
-    try:
-        return parse_pipeline(f"model: {text}\nsource: {{kind: push}}\n", "compare", where).model
-    except ConfigError as error:  # it stands in no file
-        raise ConfigError(str(error).replace(f"{where}:1: model", where)) from None
 
 
 def compare_models(

@@ -30,7 +30,7 @@ from embedding_pipelines.releases import (
 from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.edit import REMOVED, Options, edit_pipeline, with_options
-from embedding_pipelines.spec.load import find_file, find_pipeline, parse_pipeline
+from embedding_pipelines.spec.load import find_file, find_pipeline, parse_model, parse_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.codec import COPY
@@ -102,6 +102,10 @@ def start(home: Path, name: str, model: str) -> PipelineSpec:
             f"`embedding-pipelines migrate {spec.name} {_rest(folder)}` first."
         )
     live_release(folder)  # without one there is nothing to keep up
+    if parse_model(model) == spec.model:
+        raise ConfigError(
+            f"Pipeline {spec.name!r} has the model {model} already. Name another one."
+        )
     text = path.read_bytes().decode()
     before = yaml.safe_load(text)["model"]
     options: Options = {

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.compare import Comparison, compare_models, parse_models
+from embedding_pipelines.compare import Comparison, compare_models
 from embedding_pipelines.errors import BudgetError, ConfigError
+from embedding_pipelines.spec.load import parse_model
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.embedding.service import DIALECT
@@ -41,7 +42,7 @@ def tales(home: Path) -> Path:
 
 def compare(home: Path, *models: str, documents: int = 100) -> Comparison:
     with run_of(home, "tales") as run:
-        return compare_models(run, parse_models(models), documents)
+        return compare_models(run, [parse_model(text) for text in models], documents)
 
 
 def contents(home: Path) -> dict[str, bytes]:
@@ -162,7 +163,7 @@ def test_the_budget_of_the_file_holds(tales: Path, service: WireServer) -> None:
 )
 def test_a_wrong_model_is_named(model: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_models([model])
+        parse_model(model)
     assert words in str(caught.value)
 
 

@@ -311,6 +311,18 @@ def test_nothing_is_forgotten_beside_what_a_migration_has_left(tales: Path) -> N
         assert forget(now, ["3"], []).left == []
 
 
+def test_a_start_names_what_is_wrong_with_its_model(tales: Path) -> None:
+    before = (tales / "pipelines/tales.yaml").read_bytes()
+    for model, words in (
+        ("minlm", "^The model minlm: 'minlm' is no known alias. Did you mean 'minilm'[^\n]*$"),
+        ("{provider: hashing", "^The model {provider: hashing"),
+        ("{provider: hashing, dimensions: 64}", "has the model {provider.*} already. Name another"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            migrate.start(tales, "tales", model)
+    assert (tales / "pipelines/tales.yaml").read_bytes() == before
+
+
 def test_a_start_needs_a_release_and_one_migration_at_a_time(home: Path) -> None:
     write_pipeline(home, "tales", PIPELINE)
     write(home, "fox")

@@ -69,9 +69,10 @@ def compare(
         measured = TypeAdapter(Comparison).validate_python(values)
         yield Output([values], lambda: _show(measured))
         return
-    from embedding_pipelines.compare import compare_models, parse_models
+    from embedding_pipelines.compare import compare_models
+    from embedding_pipelines.spec.load import parse_model
 
-    spec, options = load_spec(name), parse_models(models)
+    spec, options = load_spec(name), [parse_model(text) for text in models]
     try:
         with (
             TerminalProgress(make_console(stderr=True), spec.name) as progress,

@@ -40,19 +40,31 @@ def migrate(
 ) -> Outcomes:
     """Change a pipeline's model without an outage.
 
-    start writes the new model into the pipeline file, and the one before as `migration.old_model`.
-    From then on every run keeps up both lines: that of the old model, which searches read, and the
-    new one, which fills. status compares them on the same queries. bridge lets queries of the new
-    model search the old table before that. cutover has searches read the new line, if its checks
-    pass; the old one is kept up for `migration.keep_old_days`, so that `rollback` can go back to
-    it. finish drops the old line, abort the new one.
+    While it lasts, every run keeps up two lines: that of the old model, which searches read, and
+    the new one, which fills.
+
+    status: where it stands; compares both lines on the same queries.
+
+    start: write the new model into the pipeline file, and the one before beside it.
+
+    bridge: let queries of the new model search the old table.
+
+    cutover: have searches read the new line, if its checks pass. For `migration.keep_old_days` more
+    the old one is kept up, so that `rollback` can go back to it.
+
+    finish: drop the old line.
+
+    abort: drop the new line, and name the old model in the file again.
     """
     from embedding_pipelines import migrate as core
     from embedding_pipelines.bridge import build_bridge
     from embedding_pipelines.progress import Silent
 
     if (to is None) == (action == "start"):
-        raise ConfigError("migrate: `start` needs --to MODEL, and nothing else takes it.")
+        raise ConfigError(
+            f"migrate: `start` needs --to MODEL, and nothing else takes it. Write `embedding-pipelines "
+            f"migrate {name} start --to MODEL`."
+        )
     spec = load_spec(name)
     if action == "start":
         assert to is not None

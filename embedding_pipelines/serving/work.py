@@ -16,7 +16,7 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.serving.runs import Record, Runs
 from embedding_pipelines.serving.wire import KEY_VARIABLE
-from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.load import find_pipeline, parse_model
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -95,10 +95,10 @@ def _optimize(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
 
 def _compare(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     """Measure models; nothing of the pipeline changes."""
-    from embedding_pipelines.compare import compare_models, parse_models
+    from embedding_pipelines.compare import compare_models
 
     spec = find_pipeline(record.pipeline, home)
-    models = parse_models(record.options["models"])
+    models = [parse_model(text) for text in record.options["models"]]
     with Run(spec, Warehouse(home), progress) as run:
         return asdict(compare_models(run, models, record.options["documents"]))
 

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from embedding_pipelines.errors import ConfigError, did_you_mean, nearest_name
 from embedding_pipelines.home import pipelines_folder
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
 from embedding_pipelines.variables import expand, restore, unset
 
@@ -130,6 +131,16 @@ def read_pipeline(path: Path) -> PipelineSpec:
 def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
     """A pipeline from YAML or JSON text; errors begin with `where`, whose ending may be .json."""
     return _whole(_draft(text, name, where))
+
+
+def parse_model(text: str) -> ProviderOptions:
+    """The options of a model as a pipeline file writes it: an alias, `provider:model`, or
+    `{provider: hf, model: …, precision: int8}`. Raises ConfigError for another."""
+    where = f"The model {text}"
+    try:
+        return parse_pipeline(f"model: {text}\nsource: {{kind: push}}\n", "model", where).model
+    except ConfigError as error:  # it stands in no file
+        raise ConfigError(str(error).replace(f"{where}:1: model", where)) from None
 
 
 def read_draft(path: Path) -> Draft:

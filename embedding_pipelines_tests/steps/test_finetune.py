@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.compare import compare_models, parse_models
+from embedding_pipelines.compare import compare_models
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
@@ -16,6 +16,7 @@ from embedding_pipelines.releases import live_release
 from embedding_pipelines.search import search
 from embedding_pipelines.serving.bundle import write_bundle
 from embedding_pipelines.serving.imports import import_bundle
+from embedding_pipelines.spec.load import parse_model
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.garbage import find_garbage
@@ -156,7 +157,7 @@ def test_pairs_that_are_wrong_are_held_back(built: Path, home: Path) -> None:
 
 def test_it_is_compared_and_goes_along_in_a_bundle(built: Path, home: Path, tmp_path: Path) -> None:
     with run_of(built, "p") as run:
-        result = compare_models(run, parse_models(["{provider: hf, model: models/tiny}"]))
+        result = compare_models(run, [parse_model("{provider: hf, model: models/tiny}")])
         own, base = result.models
         assert (own.model, base.model) == ("hf:models/tiny fine-tuned", "hf:models/tiny")
         assert base.differences["ndcg_at_10"].mean < 0

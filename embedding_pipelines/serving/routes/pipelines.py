@@ -259,8 +259,8 @@ def compare(
 ) -> RunReply:
     """Measure models on a sample of a pipeline's own data, beside its own; the run's result has the
     figures. Nothing of the pipeline changes; a service is sent the sample."""
-    from embedding_pipelines.compare import parse_models
     from embedding_pipelines.spec.create import paths_that_leave
+    from embedding_pipelines.spec.load import parse_model
 
     name, number = _find(request, id, with_file=True)
     permissions = _server(request).permissions
@@ -271,7 +271,7 @@ def compare(
         )
     try:
         permissions.check_texts(models)
-        for given in parse_models(models):
+        for given in map(parse_model, models):
             permissions.check_model(given)
             if outside := list(paths_that_leave({"model": given.model_dump(mode="json")})):
                 raise BadRequest(
