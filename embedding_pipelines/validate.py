@@ -11,6 +11,7 @@ from typing import NamedTuple
 from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, SourceError
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
+from embedding_pipelines.quality.training import check_pairs
 from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import Input, ReadLog, Source, fetched
 from embedding_pipelines.spec.load import Draft
@@ -64,7 +65,7 @@ def faults(
         except ConfigError as error:
             yield Fault(("output",), str(error))
     if "model" not in wrong:
-        yield from (Fault(("model",), what) for what in spec.model.mistakes(home))
+        yield from _of_model(spec, warehouse)
         yield from (Fault(("model",), what, is_key=True) for what in spec.model.missing_keys())
         yield from (Fault(("model",), what, is_doubt=True) for what in spec.model.doubts(home))
     if not wrong & {"compression", "store", "output_dim"}:
@@ -85,6 +86,17 @@ def _of_source(spec: PipelineSpec, home: Path) -> Iterator[Fault]:
         yield from _of_files(source, files)
     except (SourceError, ConfigError) as error:
         yield Fault(("source", "path"), str(error))
+
+
+def _of_model(spec: PipelineSpec, warehouse: Warehouse) -> Iterator[Fault]:
+    mistakes = list(spec.model.mistakes(warehouse.home))
+    yield from (Fault(("model",), what) for what in mistakes)
+    finetuning = getattr(spec.model, "finetune", None)
+    if finetuning and not mistakes:
+        try:
+            check_pairs(Run(spec, warehouse), finetuning)
+        except EmbeddingPipelinesError as error:
+            yield Fault(("model",), str(error))
 
 
 def _of_files(source: Source, files: Sequence[Input]) -> Iterator[Fault]:

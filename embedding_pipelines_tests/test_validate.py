@@ -121,6 +121,10 @@ MISTAKES = {
         SOURCE + "model: {provider: hf, model: models/mine, precision: int8, calibration: c.txt}\n",
         ["2: calibration: there is no file"],
     ),
+    "pairs to train on": (
+        SOURCE + "model: {provider: hf, model: models/mine, finetune: {pairs: data/a.csv}}\n",
+        ["2: finetune.pairs: "],
+    ),
     "judgements": (
         SOURCE + MINILM + "evaluation: {pairs: p.csv}\n",
         ["3: evaluation.pairs: "],

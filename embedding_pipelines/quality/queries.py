@@ -240,7 +240,7 @@ def pick_columns(
     if "" in names:
         missing = " or ".join(map(repr, columns[names.index("")]))
         present = ", ".join(map(repr, rows[0]))
-        raise ConfigError(f"{where} has no column {missing}; found {present}.")
+        raise ConfigError(f"{where} has no column {missing}; found {present}. Rename one.")
     for row in rows:
         yield tuple("" if row.get(name) is None else str(row[name]) for name in names)
 

@@ -121,6 +121,14 @@ def collect(run: Run, options: Finetuning) -> tuple[Split, Corpus]:
     return split, corpus
 
 
+def check_pairs(run: Run, options: Finetuning) -> None:
+    """Read the files that the options name. Raises ConfigError for one that cannot be read, lacks a
+    column or holds a grade that is no number."""
+    if options.pairs in options.files:
+        for _ in _rows_of_file(run, options):
+            pass
+
+
 def _require_enough(run: Run, options: Finetuning, split: Split) -> None:
     train, held_out = len(split.train), sum(map(len, split.held_out.values()))
     if min(train, held_out) >= LEAST_QUERIES:
