@@ -12,6 +12,7 @@ from embedding_pipelines.cli.common import Outcomes, Output
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
+from embedding_pipelines.objects import is_uri
 
 SAGEMAKER_BUNDLE = "/opt/ml/model/bundle.tar"  # where SageMaker puts what it is given
 
@@ -87,6 +88,12 @@ def serve(
     from embedding_pipelines.serving.server import Server
     from embedding_pipelines.serving.wire import KEY_VARIABLE
 
+    for place in output or ():
+        if not is_uri(place):
+            raise ConfigError(
+                f"--output {place}: this is no bucket. Write a prefix as s3://bucket/folder/; folders "
+                "below the home need none."
+            )
     keys = Keys(os.environ.get(KEY_VARIABLE), None if bundle else home_folder())
     if sagemaker:  # which has seen to it that whoever asks may
         keys, host, bundle = Keys(trusts_network=True), "0.0.0.0", bundle or SAGEMAKER_BUNDLE

@@ -18,6 +18,13 @@ def test_without_a_key_it_listens_on_loopback_only(
     assert "without a key" in ended.err
 
 
+def test_an_output_that_is_allowed_is_a_bucket(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = Command(monkeypatch, capsys)("serve", "--output", "out/")
+    assert (ended.code, "--output out/: this is no bucket" in ended.err) == (1, True)
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_it_says_where_it_is_ready_whatever_form_the_end_has(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
