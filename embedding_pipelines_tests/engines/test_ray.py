@@ -171,7 +171,7 @@ def test_a_run_whose_hub_is_lost_ends(cluster: Any, tmp_path: Path) -> None:
     embed(write_home(tmp_path, "inline", texts))
     assert len(vectors_of(run)) == 200
     again = [text for text, times in times_embedded(tmp_path).items() if times > 1]
-    assert len(again) <= 20  # two requests were out at most
+    assert len(again) <= 30  # one that could not be filed any more, and two that were out
 
 
 def test_a_run_that_ends_early_leaves_no_worker(cluster: Any, tmp_path: Path) -> None:
