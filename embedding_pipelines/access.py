@@ -2,7 +2,7 @@
 
 They are no part of a release: no run reads them, and no vector depends on them. What cannot be read
 answers nothing, and a document that they do not name is seen by nobody. The pipeline file of today
-says where they are; without one, the release does.
+says where they are; without one, the release does, or the file that was there before.
 """
 
 import re
@@ -39,7 +39,7 @@ LOOK_SECONDS = 5.0  # between two looks at a bucket or a database; at a file eac
 # A file that was written so shortly before it is read may be written again within a tick of its clock.
 TICK_NANOSECONDS = 100_000_000
 READINGS = 5  # of permissions that change while they are read
-UNIONS = 256  # of what several principals see, that are held for the next search
+UNIONS, UNION_IDS = 256, 4_000_000  # held for the next search, and the ids in all of them: 0.3 GB
 # As many ids are named to the store, which looks at no other row. Measured on 100,000 rows of 128
 # dimensions, processor time: 60 ms for 10 ids, 85 for 1,000, 250 for 10,000; a search that names none
 # takes 78.
@@ -50,6 +50,8 @@ WIDER = (4, 32)
 WIDEST = 10_000  # rows of such a search
 # An option that a source's error names, and what it is called here.
 OPTION = re.compile(r"\bsource\.([a-z_]+)\b")
+# In a broken pipeline file: the section, also misspelled, in the wrong place, or cut.
+NAMED = re.compile(rb"\bpermis\w*[\"']?\s*(?::|\Z)")
 HOW = (
     "by `principals=[…]` in Python, --as on the command line, the header X-Principals or a key that is "
     "bound to principals over HTTP"
@@ -134,13 +136,15 @@ class Access:
             return self._now(source).visible(principals)
 
     def _permissions(self) -> Source | None:
+        """A file takes none away by being gone, as between two steps of an editor that saves it, or by
+        being broken."""
         file = next((path for path in pipeline_files(self._home) if path.stem == self._name), None)
         try:
             status = None if file is None else file.stat()
         except OSError as error:
             raise PermissionsLostError(self._unreadable(describe_os_error(error))) from error
         if file is None or status is None:
-            self._file, self._source = None, self.released
+            self._file, self._source = None, self._last
             return self._source
         now = (file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
         if now != self._file:
@@ -153,14 +157,20 @@ class Access:
         draft = read_draft(file)
         if draft.spec is not None and "permissions" not in draft.wrong:
             permissions: Source | None = draft.spec.permissions
-            return permissions
-        try:
-            names_some = b"permissions" in file.read_bytes()
+            if permissions is not None or not draft.problems:
+                return permissions
+        try:  # without the zeros of UTF-16
+            names_some = NAMED.search(file.read_bytes().replace(b"\0", b"")) is not None
         except OSError:
             names_some = True
         if names_some:
             raise PermissionsLostError(self._unreadable(draft.problems[0]))
-        return self.released
+        return self._last
+
+    @property
+    def _last(self) -> Source | None:
+        """The permissions that counted until now."""
+        return self.released if self._source is None else self._source
 
     def _now(self, source: Source) -> "_Table":
         """The permissions as they are, or were LOOK_SECONDS ago where a look takes long."""
@@ -204,8 +214,11 @@ class _Table:
         visible = self._unions.get(key)
         if visible is None:
             sets = [self.documents.get(each, frozenset()) for each in key]
-            visible = Visible(sets[0] if len(sets) == 1 else frozenset[str]().union(*sets))
-            if len(self._unions) >= UNIONS:
+            if len(sets) == 1:
+                return Visible(sets[0])
+            visible = Visible(frozenset[str]().union(*sets))
+            held = sum(len(each.ids) for each in self._unions.values())
+            if len(self._unions) >= UNIONS or held + len(visible.ids) > UNION_IDS:
                 self._unions.clear()
             self._unions[key] = visible
         return visible

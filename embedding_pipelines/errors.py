@@ -159,6 +159,11 @@ class PermissionsError(EmbeddingPipelinesError):
 class PermissionsLostError(PermissionsError):
     """A pipeline's permissions cannot be read: until they can, it answers nothing."""
 
+    @property
+    def brief(self) -> str:
+        """The sentence for whoever asks: where they are, and what stands in them, is not theirs."""
+        return f"{str(self).partition(': ')[0]}. Whoever runs the server sees why in its log."
+
 
 class ReleaseError(EmbeddingPipelinesError):
     """No release yet, or a version that failed its checks."""

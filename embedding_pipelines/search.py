@@ -181,9 +181,10 @@ class Searcher:
         model: EmbeddingModel | None = None,
         *,
         bridged: bool = False,
+        access: Access | None = None,
     ) -> None:
         """`bridged`: with the model that the pipeline migrates to, by the bridge that `migrate bridge`
-        has fitted."""
+        has fitted. `access`: the permissions, of a caller that looks at them, too."""
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
         self._folder = folder = warehouse.pipeline(find_released(warehouse, pipeline))
         stale = refresh(warehouse, folder.folder.name, "search")
@@ -215,7 +216,10 @@ class Searcher:
         if self._bridge is not None and self._bridge.source == self.model.space.id:
             self._overlay_model = self.release.spec.model.open(warehouse.home)
         self._overlay = Overlay(warehouse, self.release, self._overlay_model, self.codec)
-        self._access = Access(warehouse.home, folder.folder.name, self.release.spec.permissions)
+        spec = self.release.spec
+        if access is None or access.released != spec.permissions:
+            access = Access(warehouse.home, spec.name, spec.permissions)
+        self._access = access
         self._encoder: CrossEncoder | None = None
         self._reranking = threading.Lock()  # one thread at a time is in the cross-encoder
 

@@ -243,6 +243,42 @@ def test_the_pipeline_file_of_today_counts_and_a_broken_one_answers_nothing(home
             searcher.search(QUERY)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,  # between two steps of an editor
+        "",
+        HASHING.replace("source:", "source: ["),
+        HASHING + PERMISSIONS.replace("permissions", "permision"),
+        HASHING.replace("model:", "  permissions: {kind: csv}\nmodel:"),
+        HASHING + "permiss",
+        (HASHING + PERMISSIONS).encode("utf-16"),
+    ],
+)
+def test_a_file_that_is_away_or_broken_takes_no_permissions_away(home: Path, text: Any) -> None:
+    """Also those that no release has yet."""
+    path, access = home / "pipelines" / "p.yaml", Access(home, "p", None)
+    assert access.visible(["bob"]) == Visible(frozenset({"id-50"}))
+    if text is None:
+        path.unlink()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with contextlib.suppress(PermissionsLostError):
+        assert access.visible(["bob"]) == Visible(frozenset({"id-50"}))
+
+
+def test_what_several_see_is_held_within_bounds(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_pipelines.access.UNION_IDS", 3)
+    access = Access(home, "p", None)
+    for _ in range(2):
+        for names in (["ann", "sales"], ["ann", "bob"], ["sales", "bob"]):
+            assert access.visible(names) is not None
+    assert access._table is not None
+    assert sum(len(each.ids) for each in access._table._unions.values()) <= 3
+
+
 def test_permissions_of_an_edit_count_before_a_run_and_make_a_release_without_embedding(
     home: Path,
 ) -> None:

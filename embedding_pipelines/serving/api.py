@@ -54,7 +54,6 @@ STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none 
     TargetError: 503,
 }
 INTERNAL = "The server failed on this request. Its log says why; nothing was changed by it."
-LOST = ". Whoever runs the server sees why in its log."
 ERROR_STATUSES = {
     400: "What was sent is wrong",
     401: "No key, or a wrong one",
@@ -136,9 +135,8 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
     if status == 500 or isinstance(error, PermissionsLostError):
         log.error("%s %s: %s", request.method, request.url.path, error)
-    if isinstance(error, PermissionsLostError):  # where they are is not for whoever asks
-        return error_reply(status, str(error).partition(": ")[0] + LOST)
-    return error_reply(status, str(error))
+    text = error.brief if isinstance(error, PermissionsLostError) else str(error)
+    return error_reply(status, text)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -3,6 +3,7 @@ stand and starts runs."""
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
@@ -12,9 +13,15 @@ from pydantic_core import to_jsonable_python
 
 from embedding_pipelines import __version__
 from embedding_pipelines.access import OPERATOR, Principals
-from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_error
+from embedding_pipelines.errors import (
+    EmbeddingPipelinesError,
+    PermissionsLostError,
+    describe_os_error,
+)
 from embedding_pipelines.extras import need
+from embedding_pipelines.releases import find_released
 from embedding_pipelines.search import SearchResult
+from embedding_pipelines.serving.searching import open_for
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.spec.load import find_pipeline, read_pipelines
@@ -22,6 +29,8 @@ from embedding_pipelines.status import pipeline_status
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
+
+log = logging.getLogger(__name__)
 
 INSTRUCTIONS = (
     "Collections of documents that can be searched by meaning. `list` says which there are; `search` "
@@ -77,6 +86,10 @@ def assistants_server(server: Server, principals: Principals = None) -> "MCPServ
                 try:
                     await server.served()  # which takes up what is live now
                     return await asyncio.to_thread(function, *arguments, **options)
+                except PermissionsLostError as error:
+                    log.error("%s: %s", name, error)
+                    words = str(error) if principals == OPERATOR else error.brief
+                    raise tool_error(words) from error
                 except EmbeddingPipelinesError as error:
                     raise tool_error(str(error)) from error
                 except OSError as error:
@@ -105,7 +118,8 @@ def assistants_server(server: Server, principals: Principals = None) -> "MCPServ
     ) -> SearchResult:
         """Find the passages that answer a query best, best first, with their documents' ids and
         metadata."""
-        searcher = server.searcher(pipeline)
+        name = find_released(server.warehouse, pipeline)
+        searcher = open_for(server, name, principals, lambda: server.searcher(name))
         return searcher.search(query, k, filter, mode=mode, too_long="cut", principals=principals)
 
     @tool("list", reads_only=True)

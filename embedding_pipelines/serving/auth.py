@@ -33,6 +33,7 @@ from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.serving.wire import (
     KEY_VARIABLE,
     PRINCIPALS_HEADER,
+    BadRequest,
     Forbidden,
     TooManyRequests,
     Unauthorized,
@@ -285,10 +286,12 @@ def authorize(request: Request, scope: Scope) -> None:
 
 def principals_of(request: Request) -> tuple[str, ...] | None:
     """For whom a request reads; None where it does not say, which a pipeline with permissions
-    refuses. Raises Forbidden for principals that its key may not act for."""
+    refuses. Raises Forbidden for principals that its key may not act for, BadRequest for two headers."""
     key: Key | None = request.state.key
-    header = request.headers.get(PRINCIPALS_HEADER)
-    stated = None if header is None else principals_in(header)
+    headers = request.headers.getlist(PRINCIPALS_HEADER)
+    if len(headers) > 1:  # a proxy adds its own to that of a client, which may be a lie
+        raise BadRequest(f"{PRINCIPALS_HEADER}: it stands {len(headers)} times. Send it once.")
+    stated = principals_in(headers[0]) if headers else None
     if key is None or key.name == UNNAMED or key.acts_for_others:
         return stated or None
     if not key.principals:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from embedding_pipelines.access import Principals, Visible
 from embedding_pipelines.embedding.texts import TooLong
@@ -17,6 +18,8 @@ from embedding_pipelines.spec.ids import find_name
 from embedding_pipelines.spec.search import Mode
 
 QUERIES_AT_ONCE = 32  # that are searched in one call
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from embedding_pipelines.search import Searcher, SearchResult
@@ -78,7 +81,8 @@ async def search_pipeline(
     if served and not served.release:  # in a thread: it may open the model, or ask a bucket
         has_texts_alone = await asyncio.to_thread(is_unreleased, server.warehouse, name, mode)
     if served and has_texts_alone:
-        texts = await asyncio.to_thread(server.unreleased, served)
+        opener = partial(server.unreleased, served)
+        texts = await asyncio.to_thread(open_for, server, name, principals, opener)
         return [
             await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
         ]
@@ -130,14 +134,17 @@ async def search_pipeline(
 
 
 async def open_searcher(server: Server, name: str, principals: Principals) -> "Searcher":
-    """A pipeline's searcher, once it is known that these principals may use it: before a query is
-    embedded. Raises as `Server.searcher` and `Access.visible`."""
+    """A pipeline's searcher, before a query is embedded. Raises as `Server.searcher` and `open_for`."""
+    return await asyncio.to_thread(
+        open_for, server, name, principals, partial(server.searcher, name)
+    )
 
-    def opened() -> "Searcher":
-        with without_quotes(name, server.access(name).visible(principals)):
-            return server.searcher(name)
 
-    return await asyncio.to_thread(opened)
+def open_for(server: Server, name: str, principals: Principals, opener: Callable[[], T]) -> T:
+    """What `opener` opens of a pipeline, once it is known that these principals may read it; to be
+    called in a thread. Raises as `Access.visible`, then as `opener` and `without_quotes`."""
+    with without_quotes(name, server.access(name).visible(principals)):
+        return opener()
 
 
 @contextlib.contextmanager

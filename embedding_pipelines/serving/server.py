@@ -276,13 +276,14 @@ class Server:
         served = self._served.get(name)
         release = served.release if served else None
         release = release or searched_release(self.warehouse, self.warehouse.pipeline(name))
+        access = self.access(name)
         with self._opening_searchers:
             opened, searcher = self._searchers.get(name, (None, None))
             # By all of it: of a pipeline that was deleted and made again the numbers come again.
             if searcher is None or opened != release:
                 self._texts.pop(name, None)
                 model = self._open(release.spec.model).model
-                searcher = Searcher(self.warehouse, name, model)
+                searcher = Searcher(self.warehouse, name, model, access=access)
                 self._searchers[name] = (release, searcher)
                 self._memory.submit(self._load_memory, name, searcher)
         return searcher

@@ -8,10 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_pipelines import EmbeddingPipelines
-from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.serving.api import create_app
 from embedding_pipelines.serving.auth import Keys, add_key
-from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import (
     PRINCIPALS_HEADER,
@@ -20,6 +19,7 @@ from embedding_pipelines.serving.wire import (
     principals_header,
     principals_in,
 )
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.homes import KEY, build, client_of
@@ -36,6 +36,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = build(tmp_path_factory.mktemp("http"), HASHING, ROWS)
     build(home, HASHING, ROWS, "open_to_all")
     write_pipeline(home, "things", HASHING + TABLE + "receipts: {share: 1}\n")
+    for name, more in (("held_back", ""), ("words", "search: {mode: text}\n")):
+        write_pipeline(home, name, HASHING + TABLE + more)
+        folder = Warehouse(home).pipeline(name)
+        folder.activity.parent.mkdir(parents=True)
+        write_json(folder.activity, {"problem": "'secret fox' cannot be embedded."})
     (home / "acl.csv").write_text(ACL)
     return home
 
@@ -134,17 +139,30 @@ def test_a_map_and_a_thumbnail_are_of_what_may_be_seen(
     assert replies[0].text.replace("'3'", "'none'") == replies[1].text
 
 
-def test_what_holds_a_candidate_back_is_not_quoted_to_who_sees_some_documents(
-    client: TestClient, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_what_failed_before_the_first_release_is_quoted_to_nobody(
+    client: TestClient, tokens: dict[str, str]
 ) -> None:
-    def held_back(*_: object) -> None:
-        raise ReleaseError("Pipeline 'things' has no release yet. Its query 'secret' finds less.")
+    bound = Asking(client, tokens["bound"])
+    for name in ("held_back", "words"):
+        replies = [
+            bound.search(pipeline=name),
+            bound.get(f"/page/map?pipeline={name}"),
+            bound.get(f"/page/thumbnail?pipeline={name}&document=1"),
+        ]
+        for reply in replies:
+            assert reply.status_code == 409
+            assert reply.json()["error"] == f"Pipeline {name!r} has no release yet."
 
-    monkeypatch.setattr(Server, "searcher", held_back)
-    monkeypatch.setattr(Maps, "_get", held_back)
-    for path in ("map?pipeline=things", "thumbnail?pipeline=things&document=1"):
-        reply = Asking(client, tokens["bound"]).get(f"/page/{path}")
-        assert (reply.status_code, "secret" in reply.text) == (409, False)
+
+def test_a_header_that_stands_twice_is_refused(client: TestClient, tokens: dict[str, str]) -> None:
+    """A proxy that adds one leaves that of its client where it is."""
+    headers = [("Authorization", f"Bearer {tokens['app']}")]
+    for name in ("ann", "nobody"):
+        headers.append((PRINCIPALS_HEADER, name))
+    body = {"pipeline": "things", "query": "fox"}
+    reply = client.post("/search", json=body, headers=headers)
+    assert reply.status_code == 400
+    assert reply.json() == {"error": "X-Principals: it stands 2 times. Send it once."}
 
 
 def test_feedback_says_nothing_of_what_may_not_be_seen(

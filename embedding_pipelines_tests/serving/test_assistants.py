@@ -16,11 +16,13 @@ from mcp.client.stdio import stdio_client
 from mcp.types import CallToolResult, TextContent
 from typer.main import get_command
 
-from embedding_pipelines.access import Principals
+from embedding_pipelines.access import OPERATOR, Principals
 from embedding_pipelines.cli.main import app
+from embedding_pipelines.files import write_json
 from embedding_pipelines.serving.assistants import assistants_server
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.server import REFRESH_SECONDS, Server
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE
 from embedding_pipelines_tests.conftest import HASHING
@@ -81,6 +83,22 @@ def test_an_assistant_reads_for_its_principals(tmp_path: Path) -> None:
     assert found.is_error
     assert "say for whom it is read" in said(found)
     assert "freshness" not in said(status)
+    (home / "acl.csv").write_text("document,principals\n2,ann\nsecret\n")
+    for principals, is_told in ((["ann"], False), (OPERATOR, True)):
+        found, _ = ask(home, work, principals)
+        assert found.is_error != is_told
+        assert "acl" not in said(found)
+    write_pipeline(home, "held_back", HASHING + section)
+    folder = Warehouse(home).pipeline("held_back")
+    folder.activity.parent.mkdir(parents=True)
+    write_json(folder.activity, {"problem": "'secret fox' cannot be embedded."})
+    (home / "acl.csv").write_text("document,principals\n2,ann\n")
+
+    async def search(client: Client) -> CallToolResult:
+        return await client.call_tool("search", {"pipeline": "held_back", "query": "red fox"})
+
+    assert said(ask(home, search, ["ann"])).endswith("Pipeline 'held_back' has no release yet.")
+    assert "'secret fox' cannot" in said(ask(home, search, OPERATOR))
 
 
 def test_a_search_is_one_of_the_newest_release(tmp_path: Path) -> None:
