@@ -14,7 +14,14 @@ from pathlib import Path
 import yaml
 
 from embedding_pipelines.errors import ConfigError, ReleaseError
-from embedding_pipelines.files import delete, list_files, read_json, write_json
+from embedding_pipelines.files import (
+    delete,
+    list_files,
+    read_json,
+    replacing,
+    temporary_folder,
+    write_json,
+)
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.providers.base import ProviderOptions
@@ -35,6 +42,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.garbage import unused_models
 from embedding_pipelines.steps.old_line import is_cut_over, kept_until
 from embedding_pipelines.steps.pending import lagging_step
 from embedding_pipelines.steps.vector_store import TableState
@@ -47,7 +55,7 @@ from embedding_pipelines.storage.warehouse import (
 
 MIGRATION = ("migration",)
 SIDE = 0.975  # of an interval of 95%
-FINISHING = "finishing"  # in the record of the cutover: the old line goes
+FINISHING = "finishing"  # in the record of the cutover: the releases of the old line, which goes
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,11 @@ def abort(home: Path, name: str, progress: Progress) -> list[str]:
                 f"Pipeline {spec.name!r}: searches read the new line. "
                 + (f"Go back with {back}, then abort." if old else "The old one is gone.")
             )
+        if FINISHING in (read_json(folder.cutover) or {}):
+            raise ReleaseError(
+                f"Pipeline {spec.name!r}: `migrate finish` has begun to drop the old line. Say "
+                f"`embedding-pipelines {_forward(spec, read_releases(folder))}, then finish."
+            )
         path = find_file(spec.name, home)
         if spec.migration is not None:
             before = yaml.safe_load(path.read_bytes())["migration"]["old_model"]
@@ -216,22 +229,26 @@ def finish(home: Path, name: str, progress: Progress) -> list[str]:
     folder = warehouse.pipeline(spec.name, NEW_LINE)
     with _alone(warehouse, spec.name, progress):
         _require_migration(spec, folder)
-        record = read_json(folder.cutover) or {}
-        if live_release(folder).line != NEW_LINE and FINISHING not in record:
+        record, releases = read_json(folder.cutover) or {}, read_releases(folder)
+        old = record.get(FINISHING, [entry.number for entry in releases.of_line("")])
+        if live_release(folder).number in old:
+            way = f"migrate {spec.name} cutover` first, or abort"
+            if FINISHING in record:
+                way = f"{_forward(spec, releases)} first"
             raise ReleaseError(
-                f"Pipeline {spec.name!r}: searches read the old line. Say `embedding-pipelines "
-                f"migrate {spec.name} cutover` first, or abort."
+                f"Pipeline {spec.name!r}: searches read the old line. Say `embedding-pipelines {way}."
             )
-        write_json(folder.cutover, {**record, FINISHING: True})
+        write_json(folder.cutover, {**record, FINISHING: old})
         _move_into_place(folder)
         if spec.migration is not None:
             with _edited(find_file(spec.name, home), {MIGRATION: REMOVED}):
                 pass
-        releases = read_releases(folder)
-        gone = [] if not releases.of_line(NEW_LINE) else releases.of_line("")
-        own = [entry.model_copy(update={"line": ""}) for entry in releases.of_line(NEW_LINE)]
-        if own:
+        gone = [entry for entry in releases.releases if entry.number in old]
+        own = [_in_place(entry, home, folder) for entry in releases.releases if entry not in gone]
+        if own != releases.releases:
             write_releases(folder, releases.model_copy(update={"releases": own}))
+        for path in unused_models(Run(find_pipeline(spec.name, home), warehouse)):
+            shutil.rmtree(path)
         return _drop(warehouse, spec, folder, gone)
 
 
@@ -286,7 +303,8 @@ def _embedded(run: Run) -> int:
 
 
 def _move_into_place(folder: PipelineFolder) -> None:
-    """Put what the new line's steps wrote where those of a pipeline with one line are."""
+    """Put what the new line's steps wrote where those of a pipeline with one line are. Its models are
+    copied: until the releases name the copies, searches open them where they are."""
     for entry in sorted(folder.new_line.iterdir()) if folder.new_line.is_dir() else ():
         target = folder.folder / entry.name
         if entry in (folder.cutover, folder.bridge, folder.bridge.with_suffix(".json")):
@@ -294,9 +312,36 @@ def _move_into_place(folder: PipelineFolder) -> None:
         if entry.is_dir() and entry.name in ("codec", "quality", "embeddings"):
             _merge(entry, target, folder.usage)  # which hold what is the pipeline's, too
             continue
+        if entry == folder.models(NEW_LINE):
+            _copy_models(entry, target)
+            continue
         if target.is_dir():
             shutil.rmtree(target)
         entry.replace(target)
+
+
+def _copy_models(source: Path, target: Path) -> None:
+    """Each model whole or not at all, and last the record that names it."""
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir(), key=lambda path: path.suffix == ".json"):
+        place = target / path.name
+        if path.is_file():
+            with replacing(place) as draft:
+                shutil.copyfile(path, draft)
+        elif not place.exists() and not path.name.startswith("."):  # checkpoints
+            with temporary_folder(target, f".{path.name}-") as folder:
+                shutil.copytree(path, folder / path.name)
+                (folder / path.name).rename(place)
+
+
+def _in_place(release: Release, home: Path, folder: PipelineFolder) -> Release:
+    """A release of the new line once that has the place of the old one."""
+    trained, model = getattr(release.spec.model, "trained", None), release.spec.model
+    if trained is not None and (home / trained).parent == folder.models(NEW_LINE):
+        place = folder.models("") / Path(trained).name
+        model = model.model_copy(update={"trained": place.relative_to(home).as_posix()})
+    spec = release.spec.model_copy(update={"model": model})
+    return release.model_copy(update={"line": "", "spec": spec})
 
 
 def _merge(source: Path, target: Path, kept: Path) -> None:
@@ -376,6 +421,12 @@ def _require_migration(spec: PipelineSpec, folder: PipelineFolder | None) -> Non
 def _rest(folder: PipelineFolder) -> str:
     """The command that ends what a migration has left."""
     return "finish" if folder.cutover.exists() else "abort"
+
+
+def _forward(spec: PipelineSpec, releases: Releases) -> str:
+    """The end of the command that has searches read the new line again."""
+    newest = _newest(releases, NEW_LINE)
+    return f"rollback {spec.name}{f' --to {newest.number}' if newest else ''}`"
 
 
 def _newest(releases: Releases, line: str) -> Release | None:

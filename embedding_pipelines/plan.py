@@ -26,17 +26,23 @@ from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.steps.embeddings import check_dimensions
+from embedding_pipelines.steps.old_line import old_line_of
 from embedding_pipelines.steps.output import is_delivered
 from embedding_pipelines.steps.vector_store import compare, open_table
 
 REQUEST_SECONDS = 0.5  # of a service that nobody has asked yet
 WORDS_PER_SECOND = 500_000  # of `hashing` and `word2vec` on one core
 
+COSTS = (
+    *("cache_hits", "texts_waiting", "texts_to_embed", "images_to_embed"),
+    *("tokens", "requests", "tokens_to_check"),
+)
+
 
 @dataclass
 class Plan:
     """Rows are chunks, as they stand in the table; texts are counted once, however often they
-    occur."""
+    occur. Of a pipeline that migrates, rows are those of the new line, and cost is of both."""
 
     pipeline: str
     model: str
@@ -75,7 +81,26 @@ def plan(run: Run) -> Plan:
         )
     refresh(run.warehouse, run.spec.name)
     with copy_with_chunks(run) as copy:
-        return _count(copy)
+        result = _count(copy)
+    old = old_line_of(run)
+    if old is not None:
+        with old, copy_with_chunks(old) as copy:
+            _add_cost(result, _count(copy))
+    return result
+
+
+def _add_cost(result: Plan, other: Plan) -> None:
+    """What another line of the pipeline costs in the same run; rows stay those of one."""
+    for name in COSTS:
+        setattr(result, name, getattr(result, name) + getattr(other, name))
+    if not (other.texts_to_embed or other.images_to_embed or other.tokens_to_check):
+        return
+    result.usd = None if None in (result.usd, other.usd) else (result.usd or 0) + (other.usd or 0)
+    seconds = (result.seconds, other.seconds)
+    result.seconds = None if None in seconds else sum(map(float, filter(None, seconds)))
+    if other.within_budget is not None:  # each line has the budget to itself
+        result.within_budget = other.within_budget and result.within_budget is not False
+    result.missing += [what for what in other.missing if what not in result.missing]
 
 
 def _count(run: Run) -> Plan:

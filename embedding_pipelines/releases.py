@@ -209,7 +209,7 @@ def no_release(folder: PipelineFolder) -> ReleaseError:
 def doubts(folder: PipelineFolder, release: Release) -> list[str]:
     """What the newest checks say against searching a release: that its model has changed."""
     try:
-        record = read_json(folder.checks) or {}
+        record = read_json(folder.of_line(release.line).checks) or {}
     except StoreError:  # a run makes it anew
         return []
     failed = [check["name"] for check in record.get("checks", ()) if not check["passed"]]

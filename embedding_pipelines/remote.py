@@ -577,7 +577,9 @@ def _is_searched(remote: Remote, generation: Generation) -> Callable[[str], bool
     content = remote.bucket.read(remote.prefix + entry.key) if entry else None
     record = unseal(content) if content else {"releases": []}
     live = [entry for entry in record["releases"] if entry["number"] == record["live"]]
-    starts = [f"{own}{name}" for name in (*POINTERS, "checks.json", "model/")]
+    records = (*POINTERS, "checks.json", "model/")  # and what the line of a migration has of these
+    of_line = [f"{NEW_LINE}/{name}" for name in ("checks.json", "model/", "bridge.")]
+    starts = [f"{own}{name}" for name in (*records, *of_line)]
     starts.append(f"{FORGOTTEN}{remote.name}.")  # which a push, and what a server keeps, must obey
     for release in live:
         table = f"tables/{release['table']}"

@@ -298,6 +298,9 @@ def _live_model(run: Run, live: Release) -> str | None:
     """The model of the live release and why it is not the one of the pipeline file; None if it
     is."""
     ran, options = live.spec.model, run.spec.model
+    if run.spec.migration is not None and not live.line:
+        command = f"`embedding-pipelines migrate {run.spec.name}`"
+        return f"{title_of(ran)}: the pipeline migrates from it; {command} says how far it is"
     copies = (run.warehouse.root / "calibration").relative_to(run.warehouse.home).as_posix()
     other_kind = ran.kind != options.kind
     configured = options.model_dump(mode="json")

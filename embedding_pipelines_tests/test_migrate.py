@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from embedding_pipelines import migrate
+from embedding_pipelines.doctor.examine import examine
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.forget.forget import forget
+from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.providers.hashing import HashingModel
 from embedding_pipelines.releases import Releases, live_release, read_releases, rollback
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.serving.bundle import write_bundle
+from embedding_pipelines.spec.load import find_file, find_pipeline, read_draft
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.garbage import find_garbage
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
@@ -233,6 +236,61 @@ def test_an_end_that_is_killed_anywhere_leaves_searches_right_and_is_gone_on_wit
     assert live_release(folder_of(tales)).table == line
     assert [entry.line for entry in releases_of(tales).releases] == [""]
     assert not folder_of(tales).new_line.exists()
+
+
+def test_a_run_between_a_killed_finish_and_the_next_one_stays_live(
+    tales: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    cut_over(tales)
+    old = phase_of(tales).old_release
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate, "write_releases", _kill)  # the file says no migration any more
+        with pytest.raises(KeyboardInterrupt):
+            migrate.finish(tales, "tales", Silent())
+    write(tales, "owl")
+    run(tales)
+    live = live_release(folder_of(tales)).number
+    rollback(folder_of(tales), old)
+    for end in (migrate.finish, migrate.abort):  # neither drops what searches read
+        with pytest.raises(ReleaseError, match=r"rollback tales --to 2`"):
+            end(tales, "tales", Silent())
+    rollback(folder_of(tales), live)
+    migrate.finish(tales, "tales", Silent())
+    assert first(tales, "owl") == (live, tale(3, "owl"))
+    assert old not in [entry.number for entry in releases_of(tales).releases]
+
+
+def test_a_plan_has_what_both_lines_cost_and_doctor_looks_at_both(tales: Path) -> None:
+    migrate.start(tales, "tales", NEW)
+    with run_of(tales, "tales") as now:
+        assert plan(now).texts_to_embed == 12
+    run(tales)
+    write(tales, "owl")
+    with run_of(tales, "tales") as now:
+        result = plan(now)
+        assert (result.texts_to_embed, result.rows_changed) == (2, 1)
+        draft = read_draft(find_file("tales", tales))
+        before = {each.what: each for each in examine(draft, now.warehouse)}
+        assert [each for each in before.values() if not each.is_well] == []
+        (shard,) = folder_of(tales).embeddings.folder.glob("b*.parquet")
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+        assert not {each.what: each for each in examine(draft, now.warehouse)}["rows"].is_well
+
+
+def test_a_bundle_of_a_pipeline_that_migrates_can_be_served_and_nothing_else(
+    tales: Path, tmp_path: Path
+) -> None:
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    cut_over(tales)
+    description = write_bundle(Warehouse(tales), "tales", tmp_path / "tales")
+    assert (description.release, description.has_shards) == (2, False)
+    own = tmp_path / "tales" / "home"
+    assert first(own, "fox") == (2, tale(3))
+    assert live_release(folder_of(own)).line == ""
+    assert not (own / "pipelines").exists()
 
 
 def _kill(*arguments: Any, **options: Any) -> Any:

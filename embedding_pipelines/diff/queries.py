@@ -61,7 +61,7 @@ def stored_queries(
     folder: PipelineFolder, before: ReleaseTable, after: ReleaseTable
 ) -> list[QueryPair]:
     """The queries of the last checks, if any: the user's own, else those from documents."""
-    entries = (read_json(folder.queries) or {"queries": []})["queries"]
+    entries = (read_json(folder.of_line(after.release.line).queries) or {"queries": []})["queries"]
     entries = [entry for entry in entries if not entry["from"]] or entries
     old, new = (table.release.spec.preprocessing.clean.text for table in (before, after))
     pairs = [QueryPair(entry["id"], old(entry["text"]), new(entry["text"])) for entry in entries]

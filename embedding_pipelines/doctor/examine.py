@@ -153,7 +153,8 @@ def _model(run: Run) -> str:
     seconds = time.perf_counter() - started
     releases = read_releases(run.folder)
     live = releases.get(releases.live)
-    if live is not None and live.space.with_codec(None).id != model.space.id:
+    is_left = run.spec.migration is not None and live is not None and not live.line
+    if live is not None and not is_left and live.space.with_codec(None).id != model.space.id:
         raise SpaceMismatchError(
             f"{model.space} answers, but release {live.number} is of {live.space}. Searches use the "
             "model of the release; the next run builds a table of the new one."
@@ -209,12 +210,18 @@ def _state(run: Run) -> str:
 
 
 def _rows(run: Run) -> str:
-    folder, names = run.folder, run.spec.partition_names
-    damaged = [f"{shards.folder.name} of {name}" for shards, name in damaged_shards(run)]
+    names, lines = run.spec.partition_names, [run]
+    if run.spec.migration is not None:
+        lines.append(Run(run.spec, run.warehouse, is_old_line=True))
+    damaged = [
+        f"{shards.folder.name} of {name}" for line in lines for shards, name in damaged_shards(line)
+    ]
     if damaged:
         raise _NotWell(f"damaged: {', '.join(damaged)}. The next run makes them anew.")
+    folders = [line.folder for line in lines]
     count = sum(
         len(shards.manifests(names))
+        for folder in folders
         for shards in (folder.documents, folder.chunks, folder.embeddings)
     )
     return f"{count:,} shards are as they were written"

@@ -213,8 +213,7 @@ def forget(
         if run.folder.output.exists():
             receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
         for line in (run, *others):
-            for path in line.folder.model.parent.glob(".checkpoints-*/"):  # trained on the texts
-                shutil.rmtree(path)
+            _forget_training(line, receipt)
         _erase_reports(run, receipt)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids.__contains__, needles.are_quoted
@@ -520,10 +519,16 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
             f"Exports are yours, and were not looked into: {', '.join(exports)}. Export again, or "
             "delete them."
         )
-    if run.spec.model.trains:
+
+
+def _forget_training(line: Run, receipt: Receipt) -> None:
+    """Erase the checkpoints of a training that was cut off, and say what a trained model may keep."""
+    for path in line.folder.model.parent.glob(".checkpoints-*/"):
+        shutil.rmtree(path)
+    if line.spec.model.trains and line.folder.model.exists():
         receipt.notes.append(
             "The model was trained on this pipeline's texts and may keep something of these. Delete "
-            f"{run.folder.model} to have the next run train another without them; `clean` removes "
+            f"{line.folder.model} to have the next run train another without them; `clean` removes "
             "the old one once no release names it."
         )
 

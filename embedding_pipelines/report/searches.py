@@ -40,7 +40,8 @@ class Query:
 
 def read_queries(warehouse: Warehouse, release: Release) -> list[Query]:
     """MAX_QUERIES at most, each text once. Raises StoreError for a damaged file or cache."""
-    folder, space = warehouse.pipeline(release.spec.name), release.space.with_codec(None)
+    folder = warehouse.pipeline(release.spec.name, release.line)
+    space = release.space.with_codec(None)
     entries = (read_json(folder.queries) or {}).get("queries", [])
     figures = query_figures(folder, release)
     texts = {str(entry["text"]): entry for entry in reversed(entries)}

@@ -13,6 +13,8 @@ release's rows. With
 shards, another machine can also go on from it (`imports.py`).
 """
 
+import contextlib
+import functools
 import json
 import re
 import shutil
@@ -141,6 +143,11 @@ def write_bundle(
         if with_shards:
             stack.enter_context(folder.lock("run", timeout_seconds=0))
         release = live_release(folder)
+        if release.line and getattr(release.spec.model, "trained", None) is not None:
+            raise BundleError(
+                f"Pipeline {pipeline!r} migrates, and its trained model is where no other machine looks "
+                f"for one. Say `embedding-pipelines migrate {pipeline} finish`, then bundle."
+            )
         newer = {each.id for _, each in pushed_log(warehouse, pipeline).changes(release.pushed)}
         if newer:
             progress.note(
@@ -210,7 +217,7 @@ class _Source:
         """Pipeline file, model's files, codec, and a table of the release's rows alone."""
         name, release, target = self.release.spec.name, self.release, own.pipeline(self.name)
         for path in pipeline_files(self.warehouse.home):
-            if path.stem == name:
+            if path.stem == name and not self.migrates:
                 _copy(path, own.home / "pipelines" / path.name)
         for path in model_files(release.spec.model, self.warehouse.home):
             _copy(path, own.home / path.relative_to(self.warehouse.home))
@@ -234,7 +241,8 @@ class _Source:
             raise StoreError(
                 f"The bundle's table holds {table.rows(version)} rows of {release.rows}. Try again."
             )
-        changes = {"table": release.table.partition(".")[0], "version": version}
+        table_name = release.table.partition(".")[0]
+        changes = {"table": table_name, "version": version, "line": ""}
         stored = release.model_copy(update=changes)
         table.tag({f"release-{release.number}": version})
         write_releases(target, Releases(live=stored.number, releases=[stored]))
@@ -244,10 +252,25 @@ class _Source:
     def name(self) -> str:
         return self.release.spec.name
 
+    @functools.cached_property
+    def migrates(self) -> bool:
+        """Whether the pipeline goes over to another model: its file is of two lines, the release of
+        one."""
+        with contextlib.suppress(ConfigError):  # without a file, or with a broken one
+            return find_pipeline(self.name, self.warehouse.home).migration is not None
+        return False
+
     def write_state(self, own: Warehouse, stored: Release, progress: Progress) -> bool:
         """The steps' shards and records, if they are those that the release was made from; whether
         they are."""
         target, state = own.pipeline(self.name), None
+        if self.migrates:
+            progress.note(
+                f"{self.name!r} migrates to another model, so the bundle can be served, but no run can "
+                f"go on from it, and it is without the pipeline file. End that first: "
+                f"`embedding-pipelines migrate {self.name}` says how."
+            )
+            return False
         try:
             spec = find_pipeline(self.name, self.warehouse.home)
             with Run(spec, self.warehouse) as run:

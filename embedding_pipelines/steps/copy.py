@@ -23,7 +23,7 @@ def copy_with_chunks(run: Run) -> Iterator[Run]:
     parent = Path(gettempdir())
     with run.folder.lock_to_read(), temporary_folder(parent, "embedding-pipelines-copy-") as folder:
         warehouse = run.warehouse.copy_for_reading(folder, run.spec.name)
-        with Run(run.spec, warehouse, run.progress, run.model) as copy:
+        with Run(run.spec, warehouse, run.progress, run.model, is_old_line=run.is_old_line) as copy:
             try:
                 for step in (DocumentsStep(), ChunksStep()):
                     for _ in step.work(copy, run.spec.partition_names):

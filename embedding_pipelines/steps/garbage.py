@@ -37,7 +37,7 @@ def find_garbage(run: Run) -> list[Garbage]:
         *(("version", path) for table, kept in _kept(run) for path in table.garbage(kept)),
         *_shards(run),
         *_codecs(run),
-        *_models(run),
+        *(("model", path) for path in unused_models(run)),
         *_leftovers(run),
     ]
     return [Garbage(what, path, _size(path)) for what, path in found]
@@ -96,19 +96,19 @@ def _codecs(run: Run) -> Iterator[tuple[str, Path]]:
             yield "codec", path
 
 
-def _models(run: Run) -> Iterator[tuple[str, Path]]:
+def unused_models(run: Run) -> Iterator[Path]:
     """Those that were trained, and that neither a release nor the next run uses; and checkpoints of
     a model that is trained no more."""
-    folder = run.folder.model.parent
+    folder, trains = run.folder.model.parent, run.spec.model.trains
     kept = {
         getattr(entry.spec.model, "trained", None) for entry in read_releases(run.folder).releases
     }
-    kept.add((read_json(run.folder.model) or {}).get("folder"))
+    if trains:
+        kept.add((read_json(run.folder.model) or {}).get("folder"))
     names = {str(name).rpartition("/")[2] for name in kept}
     for path in folder.glob("*/"):
-        is_checkpoint = path.name.startswith(".")
-        if path.name not in names and not (is_checkpoint and run.spec.model.trains):
-            yield "model", path
+        if path.name not in names and not (path.name.startswith(".") and trains):
+            yield path
 
 
 def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:
@@ -120,7 +120,8 @@ def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:
     for path in abandoned_drafts(run.warehouse.tables):
         if path.name.rpartition("-")[0] == f".{run.spec.name}":
             yield "leftover", path
-    lines = [] if run.spec.migration is not None else [run.folder.new_line]
+    is_in_use = run.spec.migration is not None or read_releases(run.folder).of_line(NEW_LINE)
+    lines = [] if is_in_use else [run.folder.new_line]
     for path in (*run.folder.documents.folder.glob(f"{READING}*/"), root / CANDIDATES, *lines):
         if path.is_dir():
             yield "leftover", path

@@ -54,7 +54,8 @@ class OldLineStep(Step):
         assert old is not None
         reports = list[StepReport]()
         with old:
-            if old.model.space == run.model.space:
+            trains = old.spec.model.trains or run.spec.model.trains  # its space comes with training
+            if not trains and old.model.space == run.model.space:
                 raise ConfigError(
                     f"Pipeline {run.spec.name!r}: migration.old_model gives the vectors that `model` "
                     "gives, so there is nothing to migrate. Leave `migration` out."

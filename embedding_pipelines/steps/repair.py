@@ -23,7 +23,7 @@ from embedding_pipelines.files import (
 from embedding_pipelines.releases import adopt_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.codec import COPY
-from embedding_pipelines.storage.warehouse import PipelineFolder, Shards, read_table
+from embedding_pipelines.storage.warehouse import NEW_LINE, PipelineFolder, Shards, read_table
 
 USAGE = ("embedded_tokens", "provider_seconds", "usd")  # as a line of the history has them
 
@@ -60,9 +60,10 @@ def repair(run: Run) -> None:
 
 
 def state_files(folder: PipelineFolder) -> list[Path]:
-    """But for the files of trained models, which are as their library writes them."""
+    """But for the files of trained models, of both lines, which are as their library writes them."""
+    models = {folder.models(line) for line in ("", NEW_LINE)}
     paths = (path for path in folder.folder.rglob("*.json") if not path.name.startswith("."))
-    return sorted(path for path in paths if folder.model.parent not in path.parents[1:])
+    return sorted(path for path in paths if models.isdisjoint(path.parents[1:]))
 
 
 def _repair_states(folder: PipelineFolder) -> Iterator[str]:

@@ -313,7 +313,7 @@ class PipelineFolder:
         self.embed_anew = own / "embeddings" / "re_embed.json"  # partitions still to be embedded
         self.cluster = own / "embeddings" / "cluster.json"  # by which workers know the folder
         self.quarantine = own / "embeddings" / "quarantine.json"  # partitions, and why
-        self.model = own / "model" / "trained.json"
+        self.model = self.models(line) / "trained.json"
         self.codecs = folder / "codec"
         self.codecs_in_force = own / "codec" / "current.json"
         self.codec_fit = own / "codec" / "fit.json"
@@ -331,6 +331,14 @@ class PipelineFolder:
         self.output = folder / "output.json"  # what was last written to the pipeline's `output`
         self.activity = folder / "activity.json"  # the step at work, or how the last one ended
         self.rejected_by_failure = own / "documents" / "rejected_by_failed_run.parquet"
+
+    def models(self, line: str) -> Path:
+        """The folder of the models that a line has trained, each in a folder of its own."""
+        return self.folder / line / "model"
+
+    def of_line(self, line: str) -> Self:
+        """The same pipeline's folder, of this line."""
+        return type(self)(self.folder, self.tables, line)
 
     def lock(
         self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1

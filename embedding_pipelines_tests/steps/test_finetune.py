@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines import migrate
 from embedding_pipelines.compare import compare_models
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
+from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.search import search
 from embedding_pipelines.serving.bundle import write_bundle
 from embedding_pipelines.serving.imports import import_bundle
 from embedding_pipelines.spec.load import parse_model
-from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.steps.chain import step_named, steps_of
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.garbage import find_garbage
 from embedding_pipelines.steps.train import _remove_damaged
@@ -180,3 +182,43 @@ def test_what_is_forgotten_is_said_of_the_model(built: Path, home: Path) -> None
         assert any("may keep something of these. Delete" in note for note in receipt.notes)
     run_steps(home, "p")
     assert search(home, "p", "kitten", k=5).hits
+
+
+PLAIN = "{provider: hf, model: models/tiny}"
+
+
+def test_a_migration_from_it_leaves_it_whole(built: Path, home: Path) -> None:
+    copy_home(built, home)
+    models = Warehouse(home).pipeline("p").models("")
+    before = {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
+    migrate.start(home, "p", PLAIN)
+    with pytest.raises(ReleaseError, match="not_worse_than_live"):
+        run_steps(home, "p")
+    assert {path: path.read_bytes() for path in models.rglob("*") if path.is_file()} == before
+    migrate.abort(home, "p", Silent())
+    assert search(home, "p", "kitten", k=5).release == 1
+    run_steps(home, "p")
+
+
+def test_a_migration_to_it_finishes_with_its_model_in_place(built: Path, home: Path) -> None:
+    copy_home(built, home)
+    text = PIPELINE.format(pairs="pairs")
+    tuned = text[text.index("{pairs:") : text.index("evaluation")].strip()
+    own = text[text.index("  finetune") : text.index("evaluation")]
+    write_pipeline(home, "q", text.replace(own, ""))
+    run_steps(home, "q")
+    migrate.start(home, "q", f"{{provider: hf, model: models/tiny, finetune: {tuned}}}")
+    corpus = home / "data" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text() + json.dumps({"id": "new", "text": "cat purple"}) + "\n")
+    run_steps(home, "q")  # of both lines, before the model is trained
+    folder = Warehouse(home).pipeline("q")
+    with run_of(home, "q") as run:
+        assert not find_garbage(run)
+        migrate.cut_over(run)
+    hits = search(home, "q", "kitten", k=5).hits
+    migrate.finish(home, "q", Silent())
+    assert not folder.new_line.exists()
+    assert search(home, "q", "kitten", k=5).hits == hits  # before any run
+    with run_of(home, "q") as run:
+        assert all(step.whole(run) is not None for step in steps_of(run.spec))
+        assert not find_garbage(run)

@@ -17,7 +17,8 @@ from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_history, read_releases, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.storage.warehouse import Shards, Warehouse
+from embedding_pipelines.steps.repair import damaged_states
+from embedding_pipelines.storage.warehouse import NEW_LINE, Shards, Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
     copy_home,
@@ -190,6 +191,15 @@ def test_a_codec_that_is_lost_is_put_back_from_its_copy(home: Path) -> None:
         assert not report(run_steps(home, "p"), "release").changed
         assert path.read_bytes() == content
     assert_same_rows(live_rows(home, "p"), before)
+
+
+@pytest.mark.parametrize("line", ["", NEW_LINE])
+def test_files_of_a_trained_model_are_no_state_in_whatever_line(home: Path, line: str) -> None:
+    for own in ("", NEW_LINE):
+        config = Warehouse(home).pipeline("p").models(own) / "trained" / "config.json"
+        config.parent.mkdir(parents=True)
+        config.write_text("{}")  # as a library writes it, without a checksum
+    assert damaged_states(Warehouse(home).pipeline("p", line)) == []
 
 
 def test_a_failed_run_leaves_the_rejected_table_that_is_in_force(home: Path) -> None:
