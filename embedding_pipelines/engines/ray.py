@@ -112,15 +112,16 @@ def _connection(address: str | None) -> Iterator[Any]:
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves this machine
         options["include_dashboard"] = False
-    faults = (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError)
     try:
         with _own_signals():
             ray.init(**options)
-    except faults as error:
-        raise EngineError(
-            f"No Ray cluster answers at {address or 'this machine'}: {error_lines(error)[0]}. "
-            "Correct engine.address, or start the cluster."
-        ) from error
+    except Exception as error:  # of a node that does not start in time Ray raises a plain one
+        what = f"No Ray cluster answers at {address}: {error_lines(error)[0]}. Correct engine.address, "
+        what += "or start the cluster."
+        if address is None:
+            what = f"Ray does not start on this machine: {error_lines(error)[0]}. Run it again when the "
+            what += "machine has less to do, or name a cluster in engine.address."
+        raise EngineError(what) from error
     try:
         yield ray
     finally:

@@ -222,3 +222,19 @@ def test_a_worker_that_counts_as_lost_claims_nothing_any_more() -> None:
     with pytest.raises(EngineError, match="one counts as lost"):
         hub.call("one", "claim", ())
     assert hub.call("two", "claim", ()) == "two"
+
+
+def test_a_node_that_does_not_start_is_an_error_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**given: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    for address, words in (
+        (None, "does not start on this machine: The"),
+        ("a:1", "answers at a:1"),
+    ):
+        with pytest.raises(EngineError, match=words), engine_module._connection(address):
+            pass
