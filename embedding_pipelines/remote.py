@@ -396,6 +396,11 @@ class Writer:
                 assert newest is not None
                 self._generation = self._remote.generations.read(newest)
 
+    def require_lease(self) -> None:
+        """Raises BusyError if another machine has taken the lease over."""
+        if not self._lease.renew():
+            raise self._overtaken("What it made is not published")
+
     def publish(self) -> None:
         """Publish what the copy holds, if that is not what the newest generation names. Raises
         BusyError if another holder of the lease was quicker."""
@@ -404,8 +409,7 @@ class Writer:
         if {path: file.digest for path, file in local.items()} != {
             path: entry.digest for path, entry in before.files.items()
         }:
-            if not self._lease.renew():
-                raise self._overtaken("What it made is not published")
+            self.require_lease()
             self._publish(remote.generations.upload(local, before.files))
             remote.generations.sweep(self._generation.number, remote.owns_table, self._lease.renew)
         if remote.folder.folder.exists():  # else it was deleted

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from embedding_pipelines.embedding.budget import Usage
@@ -41,8 +41,10 @@ class Run:
         model: EmbeddingModel | None = None,
         options: ProviderOptions | None = None,
         is_old_line: bool = False,
+        require_lease: Callable[[], None] = lambda: None,
     ) -> None:
-        """`is_old_line`: of a pipeline that migrates, with the model that it leaves."""
+        """`is_old_line`: of a pipeline that migrates, with the model that it leaves. `require_lease`
+        raises BusyError if another machine has taken over what this run writes."""
         self.override, self.is_old_line = "", is_old_line
         if is_old_line:
             assert spec.migration is not None
@@ -61,7 +63,7 @@ class Run:
             )
         self.spec, self.warehouse, self.progress = spec, warehouse, progress or Silent()
         self.folder: PipelineFolder = warehouse.pipeline(spec.name, line_of(spec, is_old_line))
-        self._given_model = model
+        self._given_model, self.require_lease = model, require_lease
 
     @functools.cached_property
     def model(self) -> EmbeddingModel:

@@ -248,12 +248,15 @@ def test_a_writer_whose_lease_was_taken_over_publishes_nothing(
 ) -> None:
     write_csv(one, "a.csv", EDITED)
     work = ExitStack()
-    work.enter_context(at_work(one))
+    writer = work.enter_context(at_work(one))
     run_recorded(one, "p")
+    writer.require_lease()
     with monkeypatch.context() as later:
         let_leases_end(later)
         write_csv(two, "a.csv", ROWS[:6])
         run_shared(two)
+    with pytest.raises(BusyError, match="was taken over by"):
+        writer.require_lease()
     with pytest.raises(BusyError, match="was taken over by") as refusal:
         work.close()
     assert "is not published" in str(refusal.value)

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def open_run(
     warehouse.hold(opened, spec.name, log)
     if isinstance(progress, LogProgress):  # lines of the step, so that the log can be filtered
         progress = LogProgress(log, spec.name)
-    return Run(spec, opened, Noted(progress), live, options)
+    return Run(
+        *(spec, opened, Noted(progress), live, options),
+        require_lease=partial(warehouse.require_lease, folder),
+    )
 
 
 def build_asset(

@@ -24,7 +24,7 @@ from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.records import is_of_another_machine, machine_tags
-from embedding_pipelines.orchestration.resources import LockedWarehouseResource, LogProgress
+from embedding_pipelines.orchestration.resources import LogProgress, locked_warehouse
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import writing
@@ -69,12 +69,12 @@ def run_pipeline(
     warehouse = Warehouse(home)
     with (
         warehouse.pipeline(spec.name).lock("run", timeout_seconds=0),
-        writing(warehouse, spec.name, progress),
+        writing(warehouse, spec.name, progress) as writer,
         readable_records(instance_folder(home)),
         open_instance(home) as instance,
     ):
         _end_dead_runs(instance, home, spec)
-        resources = {"progress": progress, "warehouse": LockedWarehouseResource()}
+        resources = {"progress": progress, "warehouse": locked_warehouse(writer)}
         job = pipeline_definitions([spec], home, **resources).resolve_job_def(spec.name)
         tags = {**all_partitions(spec), **NO_RETRIES, HOME_TAG: str(home)}
         names: list[str] | None = None

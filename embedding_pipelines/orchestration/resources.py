@@ -86,6 +86,12 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
         if (writer := self._writers.get(pipeline.folder)) is not None:
             writer.publish()
 
+    def require_lease(self, pipeline: PipelineFolder) -> None:
+        """Raises BusyError if another machine has taken over, where the warehouse is shared by a
+        bucket."""
+        if (writer := self._writers.get(pipeline.folder)) is not None:
+            writer.require_lease()
+
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """The end of a run, however it was started: let others in, and tidy Dagster's history."""
         self._trail.close()
@@ -103,11 +109,20 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
             (context.log or dg.get_dagster_logger()).warning(message)
 
 
-class LockedWarehouseResource(WarehouseResource):
-    """The warehouse for a process that holds the pipeline's lock already."""
+def locked_warehouse(writer: Writer | None) -> WarehouseResource:
+    """The warehouse for a process that holds the pipeline's lock already, and its lease as `writer`;
+    None without a bucket."""
 
-    def hold(self, warehouse: Warehouse, name: str, log: dg.DagsterLogManager) -> None:
-        pass
+    class LockedWarehouseResource(WarehouseResource):
+        # Dagster makes another instance of the class for the run, so that none can hold the writer.
+        def hold(self, warehouse: Warehouse, name: str, log: dg.DagsterLogManager) -> None:
+            pass
+
+        def require_lease(self, pipeline: PipelineFolder) -> None:
+            if writer is not None:
+                writer.require_lease()
+
+    return LockedWarehouseResource()
 
 
 class ModelResource(dg.ConfigurableResource[Any]):

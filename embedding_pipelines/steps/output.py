@@ -95,7 +95,8 @@ class OutputStep(Step):
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """Raises ConfigError for a place that cannot hold it, ReleaseError if the rows at hand are
-        not those of the live release, BucketError if the store refuses, or does not answer."""
+        not those of the live release, BucketError if the store refuses, or does not answer,
+        BusyError if another machine has taken over."""
         check_place(run)
         yield self.current(run) or write_output(run)
 
@@ -149,6 +150,7 @@ def write_output(run: Run) -> StepReport:
                 return _left(run, place, index, live)
             current = earlier
         index = _following(run.spec.name, index, current)
+        run.require_lease()  # the files are named by their content, and of no reader's until then
         tag = output.write_index(index)
         removed = output.delete_unnamed(index)
     except BucketError as error:

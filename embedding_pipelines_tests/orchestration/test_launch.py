@@ -345,6 +345,21 @@ def test_runs_publish_in_the_bucket_and_wait_for_no_other_machine(
     assert live_rows(home) == 41
 
 
+def test_a_run_that_was_taken_over_delivers_no_output(
+    home: Path, tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "warehouse.yaml").write_text(f"bucket: {(tmp_path / 'bucket').as_uri()}\n")
+    spec = notes(home).model_copy(update={"output": "results"})
+    with monkeypatch.context() as patched:
+        patched.setattr(Lease, "renew", lambda _: False)
+        assert "was taken over by" in problem_of(run(spec, instance), home)
+        with pytest.raises(BusyError, match="was taken over by"):
+            run_pipeline(home, spec, Silent())
+    assert not (home / "results" / "index.json").exists()
+    assert run(spec, instance).success
+    assert (home / "results" / "index.json").exists()
+
+
 def test_a_release_that_cannot_be_published_fails_its_run(
     home: Path, tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from embedding_pipelines import objects
 from embedding_pipelines.delete import delete_pipeline
-from embedding_pipelines.errors import BucketError, ConfigError
+from embedding_pipelines.errors import BucketError, BusyError, ConfigError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import StepReport
@@ -181,6 +181,18 @@ def test_a_store_that_fails_leaves_the_live_release_and_the_next_run_mends_it(
         assert pending(run, run.spec.source.files(home)).is_empty
         assert plan(run).output == ""
         assert pipeline_status(run.spec, run.warehouse)["output"].endswith("/out: 30 rows")
+
+
+def test_a_run_that_another_machine_has_taken_over_delivers_nothing(built: Path) -> None:
+    index = built / "results" / "index.json"
+    index.unlink()
+    with run_of(built, "p") as run:
+        run.require_lease = Mock(side_effect=BusyError("its lease was taken over"))
+        with pytest.raises(BusyError, match="taken over"):
+            list(OutputStep().work(run, run.spec.partition_names))
+    assert not index.exists()
+    run_steps(built, "p")
+    assert index.exists()
 
 
 def test_a_rollback_is_followed_as_far_as_files_are_there(built: Path) -> None:
