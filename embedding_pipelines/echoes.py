@@ -59,8 +59,8 @@ def _own_contents(lines: list[PipelineFolder], is_gone: Callable[[str], bool]) -
     other document has."""
     own, shared = set[str](), set[str]()
     for gone, _ in _split(lines, is_gone):
-        own.update(content for column in gone.columns[1:] for content in column.to_pylist())
-    own -= {"", None}  # type: ignore[arg-type]  # of an image without a caption, of a text
+        for column in gone.columns[1:]:
+            own.update(filter(None, column.to_pylist()))  # not all images have a caption
     contents = pa.array(sorted(own), pa.string())
     for _, others in _split(lines, is_gone) if own else ():
         for column in others.columns[1:]:

@@ -20,13 +20,13 @@ TEXTS = {
 
 def write_chunks(folder: PipelineFolder, contents: dict[str, tuple[str, str | None]]) -> None:
     """A shard of these documents: a text and perhaps an image of each."""
-    columns = {
-        "document_id": list(contents),
+    columns: dict[str, list[str | None]] = {
+        "document_id": [*contents],
         TEXT: [text for text, _ in contents.values()],
     }
     if any(image for _, image in contents.values()):
         columns[IMAGE] = [image for _, image in contents.values()]
-        columns |= {name: list(contents) for name in (URI, PERCEPTUAL)}
+        columns |= {name: [*contents] for name in (URI, PERCEPTUAL)}
     batch = pa.RecordBatch.from_pydict(columns)
     folder.chunks.write("b00", batch.schema, [batch], "", "", {})
 

@@ -70,10 +70,8 @@ def open_run(
     warehouse.hold(opened, spec.name, log)
     if isinstance(progress, LogProgress):  # lines of the step, so that the log can be filtered
         progress = LogProgress(log, spec.name)
-    return Run(
-        *(spec, opened, Noted(progress), live, options),
-        require_lease=partial(warehouse.require_lease, folder),
-    )
+    require_lease = partial(warehouse.require_lease, folder)
+    return Run(spec, opened, Noted(progress), live, options, require_lease=require_lease)
 
 
 def build_asset(
