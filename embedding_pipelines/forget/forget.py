@@ -211,7 +211,10 @@ def forget(
             other.folder.delete_line()  # whose tables are gone: the next run fills it from the cache
         _erase_rows(run, traces, places, receipt)
         if run.folder.output.exists():
-            receipt.erased["output_rows"] = forget_rows(run, traces.ids, before, receipt.release)
+            require_lease = writer.require_lease if writer is not None else run.require_lease
+            receipt.erased["output_rows"] = forget_rows(
+                run, traces.ids, before, receipt.release, require_lease
+            )
         for line in (run, *others):
             _forget_training(line, receipt)
         _erase_reports(run, receipt)

@@ -98,7 +98,7 @@ def add_key(
     if principals and (acts_for_others or scope != "read"):
         raise ConfigError(
             "A key that is bound to principals reads as them: its scope is read, and it acts for "
-            "nobody else."
+            "nobody else. Leave out the principals, or the other option."
         )
     token = PREFIX + secrets.token_urlsafe(32)
     try:

@@ -6,7 +6,7 @@ were is not written again. What fails here leaves the live release as it is, and
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -417,12 +417,19 @@ def _stands(run: Run, state: OutputState) -> bool:
     return all(sizes.get(name) == size for name, size in state.sizes.items())
 
 
-def forget_rows(run: Run, ids: Collection[str], before: int | None, after: int | None) -> int:
+def forget_rows(
+    run: Run,
+    ids: Collection[str],
+    before: int | None,
+    after: int | None,
+    require_lease: Callable[[], None],
+) -> int:
     """Erase documents from all that was ever delivered, and what no index names any more; how many
     rows went. The next run writes these partitions anew. What holds the release that was live
     `before` holds the one that is live `after`, without these documents; all else keeps its number.
 
-    Raises BucketError if the store refuses, or does not answer: the same call goes on from there.
+    Raises BucketError if the store refuses, or does not answer: the same call goes on from there;
+    and what `require_lease` raises where the pipeline's lease is another machine's by now.
     """
     state, gone = output_state(run), 0
     if state is None:
@@ -446,6 +453,7 @@ def forget_rows(run: Run, ids: Collection[str], before: int | None, after: int |
         number = after if after is not None and number == before else number
         current = replace(index.current, release=number, rows=rows, files=files)
         index = Index(index.pipeline, current, None)
+        require_lease()
         output.write_index(index)
         output.delete_unnamed(index)
         if place == state.place:

@@ -19,7 +19,7 @@ from embedding_pipelines.releases import rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline, read_draft
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.output import OutputStep
+from embedding_pipelines.steps.output import OutputStep, forget_rows
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.storage.output import Output
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -316,3 +316,12 @@ def test_a_place_that_would_be_read_or_overwritten_is_refused(
     draft = read_draft(write_pipeline(home, "p", text))
     lines, _ = check_file(draft, Warehouse(home))
     assert any(words in line for line in lines), lines
+
+
+def test_a_forgetting_that_lost_its_lease_delivers_nothing(built: Path) -> None:
+    before = index_of(built / "results")
+    lost = Mock(side_effect=BusyError("Another machine has the lease."))
+    with run_of(built, "p") as run, pytest.raises(BusyError, match="lease"):
+        forget_rows(run, {"id-3"}, 1, 2, lost)
+    assert index_of(built / "results") == before
+    assert "id-3" in delivered(built / "results")
