@@ -145,17 +145,17 @@ class _Hub:
     def __init__(self, kit: Kit) -> None:
         self._shared = kit.open_shared()
         self._heard_at = time.monotonic()
-        self._done: dict[str, int] = {}  # by worker, of the shard that it is at
+        self._done: dict[str, tuple[str, int]] = {}  # by worker, as `_Actor` has it
         self._lost: set[str] = set()
 
-    def beat(self) -> dict[str, int]:
-        """The driver lives. What each worker has done of its shard."""
+    def beat(self) -> dict[str, tuple[str, int]]:
+        """The driver lives. The shard that each worker is at, and what it has done of it."""
         self._heard_at = time.monotonic()
         return self._done
 
-    def look(self, worker: str, done: int) -> float:
+    def look(self, worker: str, shard: str, done: int) -> float:
         """Seconds since the driver was last heard."""
-        self._done[worker] = done
+        self._done[worker] = shard, done
         return time.monotonic() - self._heard_at
 
     def call(self, worker: str, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -200,7 +200,7 @@ class _Actor:
 
     def __init__(self, kit: Kit, hub: Any, name: str, silence_seconds: float) -> None:
         self._kit, self._hub, self._name, self._silence = kit, hub, name, silence_seconds
-        self._stopped, self._done = threading.Event(), 0
+        self._stopped, self._at = threading.Event(), ("", 0)  # the shard, and what is done of it
         threading.Thread(target=self._listen, daemon=True, name="driver-beat").start()
 
     def open(self) -> tuple[str, str]:
@@ -220,7 +220,7 @@ class _Actor:
         ray = need("ray", "ray")
         results: list[Any] = []
         failure: Exception | None = None
-        self._done = 0
+        self._at = shard, 0
         try:
             results.extend(self._worker.work([shard], self._advance))
         except EmbeddingPipelinesError as error:
@@ -228,14 +228,15 @@ class _Actor:
         except Exception as error:  # noqa: BLE001  # which the driver may be unable to load
             failure = RuntimeError(f"{type(error).__name__}: {error_lines(error)[0]}")
         ray.get(self._hub.release.remote(self._name))
-        return results, self._done, failure
+        return results, self._at[1], failure
 
     def stop(self) -> None:
         """End what is going on, once requests that are out have brought what they can."""
         self._stopped.set()
 
     def _advance(self, amount: int) -> None:
-        self._done += amount
+        shard, done = self._at
+        self._at = shard, done + amount
         if self._stopped.is_set():
             raise _Stopped
 
@@ -245,7 +246,7 @@ class _Actor:
         left: float | None = None  # seconds; at first, while the hub may still start, any number
         while left is None or left > 0:
             try:
-                look = self._hub.look.remote(self._name, self._done)
+                look = self._hub.look.remote(self._name, *self._at)
                 left = self._silence - ray.get(look, timeout=left) - BEAT_SECONDS
             except ray.exceptions.RayError:
                 break
@@ -275,7 +276,8 @@ class _Pool:
         self._quarantine: dict[str, str] = {}
         self._done: Counter[str] = Counter()  # by shard, as `advance` was told
         self._waiting_since, self._told_at = time.monotonic(), time.monotonic()
-        self._has_begun, self._lost, self._progress = False, "", dict[str, int]()
+        self._has_begun, self._lost = False, ""
+        self._progress = dict[str, tuple[str, int]]()
         self._has_ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True, name="driver-beat")
         self._beating.start()
@@ -371,9 +373,9 @@ class _Pool:
     def _advance(self) -> None:
         """Tell how far the shards are that are being worked on."""
         shards = {self._names[actor]: shard for actor, shard in self._running.values()}
-        for name, done in self._progress.items():
-            if name in shards:
-                self._tell(shards[name], done)
+        for name, (shard, done) in self._progress.items():
+            if shards.get(name) == shard:  # else it tells of the one before
+                self._tell(shard, done)
 
     def _tell(self, shard: str, done: int) -> None:
         """A shard that is worked on again counts once it is further than it was."""
@@ -493,12 +495,12 @@ def _hub_class(ray: Any) -> Any:
 
     class Hub(_Hub):
         @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
-        def beat(self) -> dict[str, int]:
+        def beat(self) -> dict[str, tuple[str, int]]:
             return super().beat()
 
         @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
-        def look(self, worker: str, done: int) -> float:
-            return super().look(worker, done)
+        def look(self, worker: str, shard: str, done: int) -> float:
+            return super().look(worker, shard, done)
 
     return ray.remote(num_cpus=0, concurrency_groups={"beats": 1})(Hub)
 

@@ -146,7 +146,7 @@ def test_workers_end_when_nobody_hears_of_the_driver(cluster: Any, tmp_path: Pat
         wait_until(lambda: requests(tmp_path))
         driver.send_signal(signal.SIGSTOP)
         (worker, *_), *_ = requests(tmp_path)
-        wait_until(lambda: not psutil.pid_exists(worker), 4 * SILENCE_SECONDS)
+        wait_until(lambda: not psutil.pid_exists(worker), 10 * SILENCE_SECONDS)
     finally:
         driver.kill()
         driver.wait()
