@@ -139,6 +139,7 @@ def test_a_node_is_killed_in_the_middle(cluster: Any, tmp_path: Path) -> None:
 
 def test_workers_end_when_nobody_hears_of_the_driver(cluster: Any, tmp_path: Path) -> None:
     """A process that is stopped keeps its connections: Ray takes it for alive."""
+    cluster.wait_for_nodes()  # else the driver may take one that was killed for its own
     texts = [f"text number {n} is here" for n in range(400)]
     write_home(tmp_path, engine(cluster, 1), texts, 0.1)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], env=os.environ)
