@@ -340,8 +340,8 @@ class Permitted:
         ids = self._visible.ids
         wide = [k * times for times in WIDER if k * times <= WIDEST]
         for more in wide if len(ids) > NAMED_IDS else ():
-            found = rows_of(more, None)
-            rows = self._visible.filter(found)
-            if rows.num_rows >= k or (is_exact and found.num_rows < more):
+            nearest = rows_of(more, None)
+            rows = self._visible.filter(nearest)
+            if rows.num_rows >= k or (is_exact and nearest.num_rows < more):
                 return rows.slice(0, k)
         return self._visible.filter(rows_of(k, sorted(ids)))

@@ -115,24 +115,24 @@ def measure_bridge(run: Run) -> tuple[Bridge, BridgeResult]:
         rows = [
             nearest(table, codec, vectors[at], K, None, live.version) for vectors in (own, mapped)
         ]
-        asked = questions[at].answers
-        found = [asked.intersection(each["document_id"].to_pylist()) for each in rows]
-        recalls.append((len(found[0]) / len(asked), len(found[1]) / len(asked)))
+        answers = questions[at].answers
+        hits = [answers.intersection(each["document_id"].to_pylist()) for each in rows]
+        recalls.append((len(hits[0]) / len(answers), len(hits[1]) / len(answers)))
         first, second = (set(each["chunk_id"].to_pylist()) for each in rows)
         overlaps.append(len(first & second) / max(1, len(first)))
     if not recalls:
         raise ConfigError(f"Pipeline {spec.name!r}: no query has a vector in both models.")
     figures: NDArray[np.float64] = np.array(recalls)
-    kept: Retention = retention_of(figures[:, 1], figures[:, 0])
+    retention: Retention = retention_of(figures[:, 1], figures[:, 0])
     return bridge, BridgeResult(
         pipeline=spec.name,
         kind=bridge.kind,
         pairs=int(sound.sum()),
-        retention=kept.mean,
-        retention_low=kept.low,
-        own_recall=kept.own_recall,
+        retention=retention.mean,
+        retention_low=retention.low,
+        own_recall=retention.own_recall,
         overlap=float(np.mean(overlaps)),
-        queries=kept.queries,
+        queries=retention.queries,
         embedded=usage.embedded,
     )
 
