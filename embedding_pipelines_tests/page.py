@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SECONDS = 900  # of a section
 ANY_LINES = "…"
 TOLERANCE = 0.02  # of scores and shares, which are numbers from 0 to 1
@@ -78,8 +79,8 @@ def blocks_of(page: str) -> list[Block]:
             found.append(Block(section, fence[1], text, number + 2))
             while next(numbers) < end:
                 pass
-        elif lines[number].startswith("## "):
-            section = lines[number].removeprefix("## ")
+        elif lines[number].startswith(("# ", "## ")):
+            section = lines[number].lstrip("# ")
     return found
 
 

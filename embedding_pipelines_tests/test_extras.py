@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile")),
+    *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "scripts").glob("*.py")),
     *sorted((ROOT / "benchmarks").rglob("*.py")),
 ]

@@ -43,7 +43,7 @@ run_retries:
   enabled: true
   max_retries: 2
   retry_on_asset_or_op_failure: false
-# Looks of sensors and schedules; of the runs the newest stay (see the README).
+# Looks of sensors and schedules; of the runs the newest stay (docs/dagster.md).
 retention:
   schedule:
     purge_after_days: 90

@@ -50,7 +50,7 @@ IMAGES, DEFAULT_OF_IMAGES = "images", {"provider": "clip", "model": "openai/clip
 SAMPLE_ROWS = 500
 NO_COLUMN = "\0"  # a name that no file has
 DELIMITERS = ";\t|"
-BY_HAND = "Or write a file in pipelines/ by hand; README shows one under 'The file you write'."
+BY_HAND = "Or write a file in pipelines/ by hand; docs/pipeline-file.md explains it."
 SURE_ID_NAMES = ("id", "_id", "uuid", "guid", "sku", "isbn", "doi")
 ID_NAMES = ("id", "_id", "uuid", "guid", "key", "sku", "isbn", "doi", "slug", "url", "name")
 TITLE_NAMES = ("title", "name", "headline", "subject", "question", "label")
@@ -107,8 +107,8 @@ class Guess:
             content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         )
         first = (
-            f"Guessed from {counted(self.rows, self.unit)}. Change what is wrong; README "
-            "explains the options."
+            f"Guessed from {counted(self.rows, self.unit)}. Change what is wrong; "
+            "docs/pipeline-file.md explains the options."
         )
         comments = [line for note in (first, *self.notes) for line in textwrap.wrap(note, 98)]
         return "".join(f"# {line}\n" for line in comments) + body

@@ -1,4 +1,4 @@
-"""Reads a filter, which is a condition in the words that README lists, and writes it for the store."""
+"""Reads a filter, a condition in the words of docs/search.md, and writes it for the store."""
 
 import re
 from collections.abc import Mapping

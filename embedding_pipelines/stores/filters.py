@@ -1,7 +1,7 @@
 """The filter of a search: a condition on a table's columns, checked and written anew for the store.
 
-Only what README says is taken: a store's own SQL has functions that run for minutes, and it ignores
-what follows a complete condition. A mapping is a filter, too.
+Only what docs/search.md says is taken: a store's own SQL has functions that run for minutes, and it
+ignores what follows a complete condition. A mapping is a filter, too.
 """
 
 import datetime

@@ -306,9 +306,9 @@ def test_statuses_and_bodies_of_errors(place: Place) -> None:
         assert words in response.json()["error"]
 
 
-def test_the_client_of_the_readme(place: Place) -> None:
+def test_the_client_of_the_page(place: Place) -> None:
     """It says what it prints, but for the model, which is not on every machine."""
-    page = blocks_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    page = blocks_of((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"))
     (block,) = [each for each in page if CLIENT in each.text]
     (step,) = steps_of([block], place.home)
     place.write("notes.csv", "text\nA cat sleeps.\nThe court ruled.\n")

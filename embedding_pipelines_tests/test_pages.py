@@ -1,5 +1,5 @@
-"""The README is run, not believed: every pipeline file is read, every block of Python and of the
-shell is run, and what it prints is compared with what the page says."""
+"""The README and the pages in docs/ are run, not believed: every pipeline file is read, every block
+of Python and of the shell is run, and what it prints is compared with what the page says."""
 
 import re
 import shlex
@@ -22,6 +22,7 @@ from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.stores.base import Store
 from embedding_pipelines.variables import VARIABLE
 from embedding_pipelines_tests.page import (
+    PAGES,
     ROOT,
     Block,
     agree,
@@ -34,18 +35,18 @@ from embedding_pipelines_tests.page import (
     targets,
 )
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = blocks_of(README)
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+BLOCKS = [(page, block) for page, text in TEXTS.items() for block in blocks_of(text)]
 SHELL = {"cd", "mkdir", "printf"}  # what a block may use besides
 PROGRAMS = {"make", "embedding-pipelines", "dagster", "dg", "export", "pip", "python", "git", "cd"}
-# Of the example data, what the README's searches are about: all of it takes minutes to embed.
+# Of the example data, what the searches are about: all of it takes minutes to embed.
 MODULES = {"argparse", "copy", "datetime", "optparse", "os", "shutil", "tarfile", "time", "zipfile"}
 CHARACTERS = re.compile(r"U\+1F6[0-4].,|U\+[0-9A-F]+,.,[^,]*\b(CAT|FACE)\b|code_point,")
-CUT = "python -m embedding_pipelines_tests.test_readme"
+CUT = "python -m embedding_pipelines_tests.test_pages"
 
 
 def cut_example_data(home: Path) -> None:
-    """Leave of the example data what the README's searches are about."""
+    """Leave of the example data what the pages' searches are about."""
     for path in (home / "data" / "stdlib").glob("*.jsonl"):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         names = (re.search(r'"module": "(\w+)', line) for line in lines)
@@ -61,8 +62,8 @@ def cut_example_data(home: Path) -> None:
 def _sections() -> dict[str, list[Block]]:
     """The blocks of every section that has something to run."""
     sections: dict[str, list[Block]] = {}
-    for block in BLOCKS:
-        sections.setdefault(block.section, []).append(block)
+    for page, block in BLOCKS:
+        sections.setdefault(f"{page}: {block.section}", []).append(block)
     runs = ("sh", "console", "python")
     return {
         name: blocks
@@ -128,20 +129,21 @@ def test_a_shell_block_calls_what_this_project_installs() -> None:
 
 
 @pytest.mark.parametrize(
-    "block",
-    [block for block in BLOCKS if block.language in ("yaml", "json")],
-    ids=lambda block: f"line {block.line}",
+    "each",
+    [each for each in BLOCKS if each[1].language in ("yaml", "json")],
+    ids=lambda each: f"{each[0]} line {each[1].line}",
 )
-def test_a_pipeline_in_the_readme_loads_strictly(
-    block: Block, monkeypatch: pytest.MonkeyPatch
+def test_a_pipeline_of_a_page_loads_strictly(
+    each: tuple[str, Block], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    page, block = each
     for name in VARIABLE.findall(block.text):
         monkeypatch.setenv(name, "a-value")
-    assert parse_pipeline(block.text, "readme", "README.md").name == "readme"
+    assert parse_pipeline(block.text, "readme", page).name == "readme"
 
 
 @pytest.mark.parametrize("words", _commands("embedding-pipelines"), ids=" ".join)
-def test_a_command_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
+def test_a_command_of_a_page_is_one_that_there_is(words: list[str]) -> None:
     group = typer.main.get_command(app)
     with group.make_context(
         "embedding-pipelines", list(words[1:]), resilient_parsing=False
@@ -154,11 +156,11 @@ def test_a_command_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", _commands("make"), ids=" ".join)
-def test_a_make_target_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
+def test_a_make_target_of_a_page_is_one_that_there_is(words: list[str]) -> None:
     assert set(words[1:]) <= targets()
 
 
-def test_every_command_line_is_in_the_readme() -> None:
+def test_every_command_is_on_a_page() -> None:
     names = {words[1] for words in _commands("embedding-pipelines") if len(words) > 1}
     commands = {
         command.name or command.callback.__name__
@@ -168,19 +170,30 @@ def test_every_command_line_is_in_the_readme() -> None:
     assert commands - {"version"} <= names
 
 
-def test_the_contents_lead_to_every_section_and_no_link_leads_nowhere() -> None:
-    headings = re.findall(r"(?m)^(##+) (.+)$", re.sub(r"(?ms)^```.*?^```$", "", README))
-    anchors = {
-        re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-"): len(marks)
-        for marks, name in headings
-    }
-    links = set(re.findall(r"\]\(#([^)]+)\)", README))
-    assert links <= anchors.keys()
-    assert {name for name, level in anchors.items() if level == 2} - links == {"more"}
+def _anchors(text: str, marks: str = "#+") -> set[str]:
+    headings = re.findall(rf"(?m)^{marks} (.+)$", re.sub(r"(?ms)^```.*?^```$", "", text))
+    return {re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-") for name in headings}
 
 
-def test_the_home_of_the_readme_is_the_variable_that_is_read() -> None:
-    assert f"`{HOME_VARIABLE}`" in README
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_no_link_leads_nowhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        if not name.startswith("https://"):
+            target = page.parent / name if name else page
+            assert target.is_file(), link
+            assert not anchor or anchor in _anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_contents_lead_to_every_page_and_section() -> None:
+    links = set(re.findall(r"\]\(([^)]+)\)", TEXTS["README.md"]))
+    assert TEXTS.keys() - {link.partition("#")[0] for link in links} == {"README.md"}
+    own = {f"#{anchor}" for anchor in _anchors(TEXTS["README.md"], "##")}
+    assert own - links == {"#more"}
+
+
+def test_the_home_of_the_pages_is_the_variable_that_is_read() -> None:
+    assert any(f"`{HOME_VARIABLE}`" in text for text in TEXTS.values())
 
 
 # The runner itself.
@@ -320,17 +333,13 @@ def test_what_installs_or_never_ends_is_not_run(command: str, run: bool) -> None
     assert is_run(command) == run
 
 
-if __name__ == "__main__":
-    cut_example_data(Path.cwd())
-
-
-def test_every_program_of_the_page_that_prints_shows_what_it_prints(tmp_path: Path) -> None:
-    steps = [step for blocks in SECTIONS.values() for step in steps_of(blocks, tmp_path)]
-    programs = [step for step in steps if step.command.startswith("python block_")]
-    assert programs
-    for step in programs:
-        text = (tmp_path / step.command.removeprefix("python ")).read_text(encoding="utf-8")
-        assert step.expected or "print(" not in text, f"README.md, line {step.line}"
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_program_that_prints_shows_what_it_prints(section: str, tmp_path: Path) -> None:
+    for step in steps_of(SECTIONS[section], tmp_path):
+        if step.command.startswith("python block_"):
+            program = tmp_path / step.command.removeprefix("python ")
+            shows = step.expected or "print(" not in program.read_text(encoding="utf-8")
+            assert shows, f"line {step.line}"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +352,12 @@ def test_every_program_of_the_page_that_prints_shows_what_it_prints(tmp_path: Pa
         ("engines", Engine),
     ],
 )
-def test_every_option_of_a_choice_is_in_the_readme(stage: str, base: type[Choice]) -> None:
+def test_every_option_of_a_choice_is_on_a_page(stage: str, base: type[Choice]) -> None:
+    pages = "\n".join(TEXTS.values())
     for kind, choice in choices(stage, base).items():
         for option in choice.model_fields:
-            assert re.search(rf"\b{option}\b", README), f"{kind}: {option}"
+            assert re.search(rf"\b{option}\b", pages), f"{kind}: {option}"
+
+
+if __name__ == "__main__":
+    cut_example_data(Path.cwd())
