@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import typer.main
@@ -144,13 +144,13 @@ def test_a_pipeline_of_a_page_loads_strictly(
 
 @pytest.mark.parametrize("words", _commands("embedding-pipelines"), ids=" ".join)
 def test_a_command_of_a_page_is_one_that_there_is(words: list[str]) -> None:
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     with group.make_context(
         "embedding-pipelines", list(words[1:]), resilient_parsing=False
     ) as context:
         name, command, rest = group.resolve_command(
             context, [*context._protected_args, *context.args]
-        )  # type: ignore[attr-defined]
+        )
         assert name is not None
         command.make_context(name, rest, parent=context)
 

@@ -119,7 +119,9 @@ def test_a_search_fetches_what_it_reads_alone(one: Path, two: Path) -> None:
     assert top(two, "p", "text 3") == top(one, "p", "text 3")
     fetched = files_of(two)
     assert any(name.startswith("tables/") for name in fetched)
-    assert not [name for name in fetched if re.search(r"(^|/)b\d\d[-.]", name)]  # no shard of a partition
+    assert not [
+        name for name in fetched if re.search(r"(^|/)b\d\d[-.]", name)
+    ]  # no shard of a partition
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.delattr(Bucket, "fetch")
         assert top(two, "p", "text 4") == top(one, "p", "text 4")
