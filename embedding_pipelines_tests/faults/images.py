@@ -23,6 +23,7 @@ from typing import Literal
 
 import psutil
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from embedding_pipelines import images
 from embedding_pipelines.sources.base import ReadLog, fetched
@@ -31,7 +32,7 @@ from embedding_pipelines_tests.drawn import drawing, encoded, write
 
 MOST_MB = 1_500  # of a process that decodes, at 64 million pixels with transparency
 MOST_SECONDS = 60.0  # for one file
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PCX")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PCX", "HEIF")
 Fate = Literal["read", "rejected", "either"]
 Hostile = tuple[Fate, str, bytes]  # what has to become of it, its ending, its content
 
@@ -219,6 +220,7 @@ class Memory:
 
 def attack(folder: Path, count: int, seed: int = 0, kinds: tuple[str, ...] = ()) -> Outcome:
     """Write `count` hostile files and a good one before each tenth, and read all as a run does."""
+    register_heif_opener()  # which writes HEIC, too
     names = kinds or tuple(KINDS)
     fates: dict[str, tuple[str, Fate]] = {}
     good: dict[str, str] = {}
