@@ -284,9 +284,10 @@ class Overlay:
 
 @dataclass(frozen=True)
 class _Own:
-    """A table in memory, and the documents whose rows in it have been replaced since."""
+    """Rows, also as a table in memory, and the documents whose rows have been replaced since."""
 
     table: Table
+    rows: pa.Table
     replaced: frozenset[str] = frozenset()
 
     @functools.cached_property
@@ -315,11 +316,11 @@ class _Parts:
             or (few.num_rows > self.many.num_rows * FEW_SHARE)
         ):
             many = pa.concat_tables([_without(self.many, replaced), few])
-            tables = [_Own(store.in_memory(many, language))] if many.num_rows else []
+            tables = [_Own(store.in_memory(many, language), many)] if many.num_rows else []
             return _Parts(many, None, tuple(tables))
-        tables = [_Own(own.table, replaced)]
+        tables = [_Own(own.table, own.rows, replaced)]
         if few.num_rows:
-            tables.append(_Own(store.in_memory(few, language)))
+            tables.append(_Own(store.in_memory(few, language), few))
         return _Parts(self.many, few, tuple(tables))
 
 
@@ -365,6 +366,13 @@ class Overlaid:
     def hides(self, document_id: str) -> bool:
         """Whether a document's rows in the release are gone."""
         return document_id in self._view.hidden
+
+    def pushed(self, document_id: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The rows of a document that are in the log alone."""
+        for own in self._view.own:
+            if document_id not in own.replaced:
+                is_own = pc.equal(own.rows["document_id"], document_id)
+                yield own.rows.filter(is_own).select(list(columns))
 
     def search(
         self,

@@ -58,13 +58,13 @@ from embedding_pipelines.releases import (
     no_release,
 )
 from embedding_pipelines.remote import refresh
-from embedding_pipelines.schemas import CHUNK_COLUMNS, TABLE_TYPES
+from embedding_pipelines.schemas import CHUNK_COLUMNS, TABLE_TYPES, VECTOR
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -346,21 +346,70 @@ class Searcher:
         query = Query("", vector)
         return self._find(query, name, k, filter, visible, "vector", self._doubts, started)
 
+    def search_like(
+        self,
+        documents: str | Iterable[str],
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        principals: Principals = None,
+    ) -> SearchResult:
+        """As `search`, for what is like a document, or like several, by their ids: chunks of others.
+
+        A document stands for the mean direction of its chunks as the table keeps them, several, such
+        as what somebody liked, for the mean of theirs. No model is asked. Scores are cosines with
+        it. Raises ConfigError for an id that is not there, or not for these principals, and as
+        `search`.
+        """
+        started, visible = time.perf_counter(), self.visible(principals)
+        check_k(k)
+        names = [documents] if isinstance(documents, str) else list(dict.fromkeys(documents))
+        if not names:
+            raise ConfigError("Give the id of a document, or of several.")
+        self._follow()
+        vectors = [unit(self._vectors_of(name, visible)) for name in names]
+        mean = unit(np.stack([each.mean(axis=0) for each in vectors])).mean(axis=0)
+        most = k + sum(map(len, vectors))  # their own chunks are among the nearest
+        (rows,) = self._rows([Query("", mean)], most, filter, visible, "vector")
+        rows = rows.filter(pc.invert(pc.is_in(rows["document_id"], pa.array(names)))).slice(0, k)
+        notes = self._notes("vector", self._doubts)
+        return self._result(rows, f"like {', '.join(names)}", "vector", started, notes, visible)
+
+    def _vectors_of(self, document_id: str, visible: Visible | None) -> Vectors:
+        """float32[n, d] of a document's chunks, as the table keeps them; ConfigError if it has none."""
+        batches = self._rows_of(document_id, [VECTOR], visible)
+        vectors = [to_matrix(batch[VECTOR]) for batch in batches if batch.num_rows]
+        if not vectors:
+            raise ConfigError(
+                f"{self.release.title} has no document {document_id!r}. A search shows the ids, in "
+                "front of each hit."
+            )
+        return self.codec.decode(np.concatenate(vectors))
+
+    def _rows_of(
+        self, document_id: str, columns: Sequence[str], visible: Visible | None
+    ) -> Iterator[pa.RecordBatch | pa.Table]:
+        """The rows of a document, as it was pushed last, else as it is in the release."""
+        if visible is not None and document_id not in visible:
+            return
+        spec, table = self.release.spec, self._overlay.over(self._table)
+        if isinstance(table, Overlaid) and table.hides(document_id):
+            yield from table.pushed(document_id, columns)
+            return
+        partition = spec.partition_names[partition_of(document_id, spec.partitions)]
+        columns = [*columns, "document_id"]
+        for batch in self._table.scan(columns, partition, self.release.version):
+            yield batch.filter(pc.equal(batch["document_id"], document_id))
+
     def image_of(self, document_id: str, principals: Principals = None) -> tuple[str, str] | None:
         """Where the image is that a document of the release is, as its column `uri` says, and the
         digest of its pixels; None for one that is no image, not in the release, or not for these
         principals. Raises PermissionsError as `search`."""
-        spec, table = self.release.spec, self._overlay.over(self._table)
         visible = self.visible(principals)
-        is_hidden = isinstance(table, Overlaid) and table.hides(document_id)
-        is_hidden = is_hidden or (visible is not None and document_id not in visible)
-        if not spec.source.has_images or is_hidden:
+        if not self.release.spec.source.has_images:
             return None
-        partition = spec.partition_names[partition_of(document_id, spec.partitions)]
-        columns = ["document_id", "uri", "image"]
-        for batch in self._table.scan(columns, partition, self.release.version):
-            own = batch.filter(pc.equal(batch["document_id"], document_id))
-            for _, uri, digest in zip(*(own[name].to_pylist() for name in columns), strict=True):
+        for rows in self._rows_of(document_id, ["uri", "image"], visible):
+            for uri, digest in zip(rows["uri"].to_pylist(), rows["image"].to_pylist(), strict=True):
                 return (uri, digest) if uri and digest else None
         return None
 
@@ -878,6 +927,7 @@ def search(  # type: ignore[overload-overlap]
     rerank: str | None = None,
     principals: Principals = None,
     image: "ImageLike | None" = None,
+    like: str | Iterable[str] | None = None,
 ) -> SearchResult: ...
 
 
@@ -908,18 +958,23 @@ def search(
     rerank: str | None = None,
     principals: Principals = None,
     image: "ImageLike | None" = None,
+    like: str | Iterable[str] | None = None,
 ) -> SearchResult | SearchResults:
-    """One query or many to a pipeline's live release; see `Searcher.search`. With `image` in place
-    of a query, see `Searcher.search_image`.
+    """One query or many to a pipeline's live release; see `Searcher.search`. In place of a query
+    `image`, see `Searcher.search_image`, or `like`, the ids of documents, see `Searcher.search_like`.
 
     One query by words is answered before the first release, too, from the texts as they are cut.
     """
-    if (query is None) == (image is None) or (image is not None and mode not in (None, "vector")):
-        raise ConfigError("Give a query, or an image, which vectors alone find: mode='vector'.")
+    if [query is None, image is None, like is None].count(False) != 1:
+        raise ConfigError("Give one of: a query, image=, or like= with the ids of documents.")
+    if query is None and mode not in (None, "vector"):
+        raise ConfigError(f"mode is {mode!r}: images and documents are compared by vectors alone.")
     warehouse = Warehouse(home)
     if isinstance(query, str) and is_unreleased(warehouse, pipeline, mode):
         return UnreleasedTexts(warehouse, pipeline).search(query, k, filter, principals)
     with Searcher(home, pipeline) as searcher:
+        if like is not None:
+            return searcher.search_like(like, k, filter, principals=principals)
         if query is None:
             assert image is not None
             return searcher.search_image(image, k, filter, principals=principals)
@@ -940,12 +995,15 @@ async def search_async(
     rerank: str | None = None,
     principals: Principals = None,
     image: "ImageLike | None" = None,
+    like: str | Iterable[str] | None = None,
 ) -> Any:
     """As `search`, in a thread."""
     import asyncio  # here, since a run without work imports this module
 
     return await asyncio.to_thread(
-        functools.partial(search, too_long=too_long, mode=mode, rerank=rerank, image=image),
+        functools.partial(
+            search, too_long=too_long, mode=mode, rerank=rerank, image=image, like=like
+        ),
         *(home, pipeline, query, k, filter),
         principals=principals,
     )

@@ -49,8 +49,11 @@ def search(
         str | None, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")
     ] = None,
     like: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Instead of a query: what is like this document."),
+        list[str] | None,
+        typer.Option(
+            metavar="ID",
+            help="Instead of a query: what is like this document. Again for more: like all of them.",
+        ),
     ] = None,
     image: Annotated[
         Path | None,
@@ -95,11 +98,11 @@ def search(
     server: ServerUrl = None,
 ) -> Outcomes:
     """Search the live release of a pipeline."""
-    if [query, like, image].count(None) != 2:
+    if [query is None, not like, image is None].count(False) != 1:
         words = "give a QUERY, --like and the id of a document, or --image and a file."
         raise typer.BadParameter(words)
     if query is None and mode not in (None, "vector"):
-        option = "--image" if like is None else "--like"
+        option = "--like" if like else "--image"
         raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
     if query is None and rerank is not None:
         raise typer.BadParameter("--rerank reads a query: give one.")
@@ -109,8 +112,6 @@ def search(
     if server:
         if bridge:
             raise typer.BadParameter("--bridge is for this folder: leave it out with --server.")
-        if like is not None:
-            raise typer.BadParameter("--like is for this folder: give a server a QUERY or --image.")
         if rerank not in (None, "none"):
             words = "--rerank with --server: a server has its own model; leave it out, or say none."
             raise typer.BadParameter(words)
@@ -118,38 +119,34 @@ def search(
         if as_operator:
             raise typer.BadParameter("--as-operator is for this folder: a server has keys.")
         yield from remote.search(
-            server, name, query, image, k, filter, mode, has_order, cut, principals
+            server, name, query, image, like, k, filter, mode, has_order, cut, principals
         )
         return
     name = find_released(name)
-    if like is not None:
-        from embedding_pipelines.explore.like import find_like
+    from embedding_pipelines.search import Searcher
+    from embedding_pipelines.search import search as run_search
 
-        result = find_like(home_folder(), name, like, k, filter, reader)
-    else:
-        from embedding_pipelines.search import Searcher
-        from embedding_pipelines.search import search as run_search
-
-        too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
-        rerank = "" if rerank == "none" else rerank
-        if bridge and query is not None:
-            with Searcher(home_folder(), name, bridged=True) as searcher:
-                result = searcher.search(
-                    *(query, k, filter),
-                    too_long=too_long,
-                    mode=mode,
-                    rerank=rerank,
-                    principals=reader,
-                )
-        else:
-            result = run_search(
-                *(home_folder(), name, query, k, filter),
+    too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
+    rerank = "" if rerank == "none" else rerank
+    if bridge and query is not None:
+        with Searcher(home_folder(), name, bridged=True) as searcher:
+            result = searcher.search(
+                *(query, k, filter),
                 too_long=too_long,
                 mode=mode,
-                image=image,
                 rerank=rerank,
                 principals=reader,
             )
+    else:
+        result = run_search(
+            *(home_folder(), name, query, k, filter),
+            too_long=too_long,
+            mode=mode,
+            image=image,
+            like=like or None,
+            rerank=rerank,
+            principals=reader,
+        )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 
 

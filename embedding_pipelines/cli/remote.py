@@ -95,6 +95,7 @@ def search(
     name: str,
     query: str | None,
     image: Path | None,
+    like: list[str] | None,
     k: int,
     filter: str | None,
     mode: str | None,
@@ -102,13 +103,14 @@ def search(
     cut: bool,
     principals: list[str] | None,
 ) -> Outcomes:
-    """As the command `search`, by a query or an image."""
+    """As the command `search`."""
     from embedding_pipelines.serving.wire import SearchAnswer
 
     with open_client(server) as client:
         answer = client.search(
             *(name, query, k, filter),
             image=image,
+            like=like or None,
             mode=mode,
             rerank=rerank,
             truncate=cut,

@@ -292,6 +292,7 @@ class EmbeddingPipelines(_Client):
         filter: str | Mapping[str, Any] | None = None,
         *,
         image: "str | os.PathLike[str] | bytes | None" = None,
+        like: str | Sequence[str] | None = None,
         mode: str | None = None,
         rerank: bool | None = None,
         truncate: bool = False,
@@ -299,12 +300,13 @@ class EmbeddingPipelines(_Client):
     ) -> SearchAnswer | SearchAnswers:
         """The best chunks for a query, or for each of many. `pipeline`: its number or name; None:
         the only one. `filter`: a condition such as `price < 9`, or columns with what they are.
-        `image`: in place of a query, the path of an image or the bytes of its file. `mode`: vector,
+        `image`: in place of a query, the path of an image or the bytes of its file; `like`: the id of
+        a document, or of several. `mode`: vector,
         text or hybrid; None: as the pipeline says. `rerank`: whether a cross-encoder orders the
         hits; None: as the pipeline says. `truncate`: search with the beginning of a query that is
         too long. `principals`: for whom, where the pipeline has permissions; None: those of this
         client. Raises OSError for an image that cannot be read."""
-        given = (pipeline, query, k, filter, image, mode, rerank, truncate, principals)
+        given = (pipeline, query, k, filter, image, like, mode, rerank, truncate, principals)
         return self._send(search(*given))
 
     def metrics(self) -> str:
@@ -443,12 +445,13 @@ class AsyncEmbeddingPipelines(_Client):
         filter: str | Mapping[str, Any] | None = None,
         *,
         image: "str | os.PathLike[str] | bytes | None" = None,
+        like: str | Sequence[str] | None = None,
         mode: str | None = None,
         rerank: bool | None = None,
         truncate: bool = False,
         principals: Sequence[str] | None = None,
     ) -> SearchAnswer | SearchAnswers:
-        given = (pipeline, query, k, filter, image, mode, rerank, truncate, principals)
+        given = (pipeline, query, k, filter, image, like, mode, rerank, truncate, principals)
         return await self._send(await asyncio.to_thread(search, *given))  # it may read a file
 
     async def metrics(self) -> str:
@@ -556,17 +559,19 @@ def search(
     k: int,
     filter: str | Mapping[str, Any] | None,
     image: "str | os.PathLike[str] | bytes | None",
+    like: str | Sequence[str] | None,
     mode: str | None,
     rerank: bool | None,
     truncate: bool,
     principals: Sequence[str] | None,
 ) -> Call[SearchAnswer | SearchAnswers]:
-    if (query is None) == (image is None):
-        raise BadRequest("search: give either a query or an image.")
+    if [query is None, image is None, like is None].count(False) != 1:
+        raise BadRequest("search: give one of a query, an image, and the ids of documents (like).")
     is_one = query is None or isinstance(query, str)
     values = {
         "query": query if query is None or isinstance(query, str) else list(query),
         "image": None if image is None else _data_url(image),
+        "like": like if like is None or isinstance(like, str) else list(like),
         "pipeline": pipeline,
         "k": k,
         "filter": filter,

@@ -181,9 +181,8 @@ async def search_by_image(
     data: bytes,
     k: int,
     filter: Filter | None,
-    *,
-    principals: Principals = None,
-    seconds_left: float = math.inf,
+    principals: Principals,
+    seconds_left: float,
 ) -> "SearchResult":
     """What of a pipeline's live release is like an image, by its file. Raises BadRequest for what is
     no image and for a model that takes texts alone, else as `search_pipeline`."""
@@ -199,6 +198,22 @@ async def search_by_image(
     embedded = await model.embed_images(squares, "interactive", seconds_left)
     return await asyncio.to_thread(
         searcher.search_vector, embedded.vectors[0], embedded.space, k, filter, principals
+    )
+
+
+async def search_by_documents(
+    server: Server,
+    name: str,
+    documents: str | Sequence[str],
+    k: int,
+    filter: Filter | None,
+    principals: Principals,
+) -> "SearchResult":
+    """What of a pipeline's live release is like documents, by their ids. Raises as
+    `Searcher.search_like`."""
+    searcher = await open_searcher(server, name, principals)
+    return await asyncio.to_thread(
+        partial(searcher.search_like, principals=principals), documents, k, filter
     )
 
 

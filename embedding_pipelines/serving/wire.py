@@ -18,6 +18,7 @@ MAX_DOCUMENTS = 10_000  # of one request
 MAX_HITS = 100_000  # of all queries of one request
 MAX_IMAGE_BYTES = 20 << 20  # of one that is sent, as a file
 MAX_IMAGES = 96  # of one request
+MAX_LIKE = 100  # documents of one request that hits are to be like
 MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
 RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
@@ -305,6 +306,11 @@ class SearchRequest(Body):
     image: str | None = Field(
         None,
         description="In place of a query: an image as a data URL, where the model takes images.",
+    )
+    like: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_LIKE)] | None = Field(
+        None,
+        description="In place of a query: the id of a document, or of several. Other documents that "
+        "are like it, or like all of them, are the hits.",
     )
     k: int = Field(10, ge=1, le=10_000, description="How many hits, at most.")
     filter: str | dict[str, Any] | None = Field(

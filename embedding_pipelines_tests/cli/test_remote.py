@@ -110,7 +110,7 @@ def test_a_search_goes_to_the_server(
     photo, place = tmp_path / "cat.jpg", ("--server", script.address)
     photo.write_bytes(b"a photograph")
     note = "3 tokens at the end of what was asked for were not read."
-    script.answers = [(200, ANSWER), (200, ANSWER | {"notes": [note]}), (200, ANSWER)]
+    script.answers = [(200, ANSWER), (200, ANSWER | {"notes": [note]}), (200, ANSWER), (200, ANSWER)]
     said = command("search", "photos", "--image", str(photo), "-k", "3", *place)
     assert said.code == 0, said.err
     assert " 1  0.900  cat.jpg" in said.out
@@ -119,6 +119,8 @@ def test_a_search_goes_to_the_server(
     assert (said.code, caplog.messages) == (0, [note])
     said = command("search", "photos", "a cat", "--filter", "a = 1", "--json", *place)
     assert said.results[0]["hits"][0]["document_id"] == "cat.jpg"
+    said = command("search", "photos", "--like", "a.jpg", "--like", "b.jpg", *place)
+    assert said.code == 0, said.err
     bodies = [body for *_, body in script.requests]
     assert bodies[0].keys() == {"image", "pipeline", "k"}
     assert bodies[1] == {
@@ -130,12 +132,12 @@ def test_a_search_goes_to_the_server(
         "truncate": True,
     }
     assert bodies[2] == {"query": "a cat", "pipeline": "photos", "k": 10, "filter": "a = 1"}
+    assert bodies[3] == {"like": ["a.jpg", "b.jpg"], "pipeline": "photos", "k": 10}
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--like", "A1"), "--like is for this folder"),
         (("a cat", "--rerank", "some/model"), "a server has its own model"),
         (("--image", "missing.jpg"), "missing.jpg"),
     ],

@@ -11,7 +11,12 @@ from embedding_pipelines.serving.callers import AnyCaller, Caller
 from embedding_pipelines.serving.direct import Function
 from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.receipts import keep_receipts
-from embedding_pipelines.serving.searching import find_pipeline, search_by_image, search_pipeline
+from embedding_pipelines.serving.searching import (
+    find_pipeline,
+    search_by_documents,
+    search_by_image,
+    search_pipeline,
+)
 from embedding_pipelines.serving.wire import (
     MAX_HITS,
     RELEASE_HEADER,
@@ -31,12 +36,12 @@ INLINE_HITS = 100  # of a reply that is written in the event loop: about a milli
 @router.post("/search", response_model=SearchAnswer | SearchAnswers)
 async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     """The best chunks for a query. A list of queries is answered by `results`, one for each; it may
-    ask for 100,000 hits in all. An image in place of a query finds what is like it."""
-    if (body.query is None) == (body.image is None):
-        raise BadRequest("query: send either a query or an image.")
-    if body.image is not None:
-        return await _search_image(body, body.image, caller)
-    assert body.query is not None
+    ask for 100,000 hits in all. In place of a query an image, or documents by their ids (`like`),
+    finds what is like it."""
+    if [body.query is None, body.image is None, body.like is None].count(False) != 1:
+        raise BadRequest("query: send one of query, image and like.")
+    if body.query is None:
+        return await _search_like(body, caller)
     queries = [body.query] if isinstance(body.query, str) else body.query
     if len(queries) * body.k > MAX_HITS:
         raise BadRequest(
@@ -77,21 +82,23 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
 DIRECT: Mapping[str, Function] = {"/search": search}
 
 
-async def _search_image(body: SearchRequest, image: str, caller: Caller) -> Response:
-    """No receipt is kept of it: what checks ask again is texts."""
+async def _search_like(body: SearchRequest, caller: Caller) -> Response:
+    """By an image, or by documents. No receipt is kept of it: what checks ask again is texts."""
+    field = "like" if body.image is None else "image"
     if body.mode not in (None, "vector"):
-        raise BadRequest("mode: an image is found by vectors alone. Leave mode out.")
+        raise BadRequest(f"mode: with {field} vectors alone are compared. Leave mode out.")
     if body.rerank:
-        raise BadRequest("rerank: a cross-encoder reads texts alone. Leave it out for an image.")
-    data = await asyncio.to_thread(image_bytes, image, "image")
+        raise BadRequest(f"rerank: a cross-encoder reads texts alone. Leave it out with {field}.")
+    data = b""
+    if body.image is not None:
+        data = await asyncio.to_thread(image_bytes, body.image, "image")
     name = await find_pipeline(caller.server, body.pipeline)
-    result = await caller.wait_for(
-        search_by_image(
-            *(caller.server, name, data, body.k, body.filter),
-            principals=caller.principals,
-            seconds_left=caller.seconds_left,
-        )
-    )
+    options = (body.k, body.filter, caller.principals)
+    if body.like is None:
+        search = search_by_image(caller.server, name, data, *options, caller.seconds_left)
+    else:
+        search = search_by_documents(caller.server, name, body.like, *options)
+    result = await caller.wait_for(search)
     answer = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
     headers = {SPACE_HEADER: result.space_id, RELEASE_HEADER: str(result.release)}
     data = await asyncio.to_thread(lambda: answer.model_dump_json().encode())

@@ -275,3 +275,21 @@ def test_a_server_comes_to_answer_from_memory_and_answers_alike(hybrid: TestClie
         assert [hit["chunk_id"] for hit in held] == [hit["chunk_id"] for hit in first]
         scores = [[hit["score"] for hit in hits] for hits in (held, first)]
         assert scores[0] == pytest.approx(scores[1], abs=5e-4)
+
+
+def test_documents_in_place_of_a_query_find_what_is_like_them(hybrid: TestClient) -> None:
+    one = post(hybrid, like="id-7", k=3)
+    assert (one["query"], one["mode"], len(one["hits"])) == ("like id-7", "vector", 3)
+    both = post(hybrid, like=["id-7", "id-8"], k=40, filter="cat = 'even'")
+    names = {hit["document_id"] for hit in both["hits"]}
+    assert names == {f"id-{n}" for n in range(0, 40, 2)} - {"id-8"}
+    for body, words in (
+        ({"like": "id-400"}, "has no document 'id-400'"),
+        ({"like": "id-7", "query": "fox"}, "send one of query, image and like"),
+        ({"like": "id-7", "mode": "text"}, "Leave mode out"),
+        ({"like": "id-7", "rerank": True}, "Leave it out with like"),
+        ({"like": []}, "like"),
+    ):
+        reply = hybrid.post("/search", json=body)
+        assert reply.status_code == 400, reply.text
+        assert words in reply.json()["error"]
