@@ -5,6 +5,8 @@ answers nothing, and a document that they do not name is seen by nobody. The pip
 says where they are; without one, the release does, or the file that was there before.
 """
 
+import json
+import os
 import re
 import threading
 import time
@@ -39,6 +41,8 @@ LOOK_SECONDS = 5.0  # between two looks at a bucket or a database; at a file eac
 # A file that was written so shortly before it is read may be written again within a tick of its clock.
 TICK_NANOSECONDS = 100_000_000
 READINGS = 5  # of permissions that change while they are read
+# A pipeline file without its permissions may be one that an editor is writing, whose end is to come.
+SETTLED_SECONDS = 2.0
 UNIONS, UNION_IDS = 256, 4_000_000  # held for the next search, and the ids in all of them: 0.3 GB
 # As many ids are named to the store, which looks at no other row. Measured on 100,000 rows of 128
 # dimensions, processor time: 60 ms for 10 ids, 85 for 1,000, 250 for 10,000; a search that names none
@@ -55,6 +59,11 @@ NAMED = re.compile(rb"\bpermis\w*[\"']?\s*(?::|\Z)")
 HOW = (
     "by `principals=[…]` in Python, --as on the command line, the header X-Principals or a key that is "
     "bound to principals over HTTP"
+)
+
+# Said whatever there is: who may see nothing learns no more than that.
+SEES_NOTHING = (
+    "The permissions name none of those for whom this is read, so they may see no document."
 )
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
@@ -79,6 +88,11 @@ class Visible:
 
     def __contains__(self, document_id: object) -> bool:
         return document_id in self.ids
+
+    @property
+    def notes(self) -> list[str]:
+        """What a search says beside its hits."""
+        return [] if self.ids else [SEES_NOTHING]
 
     def filter(self, rows: Rows) -> Rows:
         """Those of `rows`, by their column document_id."""
@@ -136,8 +150,8 @@ class Access:
             return self._now(source).visible(principals)
 
     def _permissions(self) -> Source | None:
-        """A file takes none away by being gone, as between two steps of an editor that saves it, or by
-        being broken."""
+        """A file takes none away by being gone, as between two steps of an editor that saves it, by
+        being broken, or while it may be half written."""
         file = next((path for path in pipeline_files(self._home) if path.stem == self._name), None)
         try:
             status = None if file is None else file.stat()
@@ -146,10 +160,13 @@ class Access:
         if file is None or status is None:
             self._file, self._source = None, self._last
             return self._source
-        now = (file, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+        now = (file, _stamp_of(status))
         if now != self._file:
-            self._source = self._read_file(file)
-            self._file = now
+            source, before = self._read_file(file), self._last
+            if source is None and before is not None and not _has_settled(*now):
+                self._file = None  # the next search looks again
+                return before
+            self._source, self._file = source, now
         return self._source
 
     def _read_file(self, file: Path) -> Source | None:
@@ -197,6 +214,19 @@ class Access:
             lambda match: f"permissions.{'principals' if match[1] == 'text' else match[1]}", words
         )
         return f"Pipeline {self._name!r} answers nothing, since its permissions cannot be read: {words}"
+
+
+def _stamp_of(status: os.stat_result) -> Stamp:
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _has_settled(file: Path, stamp: Stamp) -> bool:
+    """Whether a file has this stamp still, and has had it for a while."""
+    try:
+        status = file.stat()
+    except OSError:
+        return False
+    return _stamp_of(status) == stamp and time.time() - status.st_mtime >= SETTLED_SECONDS
 
 
 @dataclass(frozen=True)
@@ -259,7 +289,7 @@ def _read_file(source: Source, file: SourceFile, documents: dict[str, set[str]])
     def refuse(rejection: Rejection) -> None:
         raise SourceError(f"{rejection.file}:{rejection.row}: {rejection.reason}.")
 
-    for batch in source.read(file, ReadLog(refuse)):
+    for batch in source.read(file, ReadLog(refuse, json.dumps)):
         ids, texts = batch["document_id"].to_pylist(), batch["text"].to_pylist()
         for document_id, text in zip(ids, texts, strict=True):
             for principal in _principals(text):
@@ -267,14 +297,14 @@ def _read_file(source: Source, file: SourceFile, documents: dict[str, set[str]])
 
 
 def _principals(text: str | None) -> list[str]:
-    """Of a cell: one, a list as JSON, or one in each line, as lists of other formats are read."""
+    """Of a cell: one, or a list as JSON. A line break is part of a name, which so is nobody's."""
     text = (text or "").strip()
     if text.startswith("["):
         try:
-            return [each for each in parse_list(text) or () if each]
+            return [name for each in parse_list(text) or () if (name := (each or "").strip())]
         except ValueError:
             pass  # a name
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [text] if text else []
 
 
 def _require_end(source: Source, file: SourceFile) -> None:
@@ -344,4 +374,4 @@ class Permitted:
             rows = self._visible.filter(nearest)
             if rows.num_rows >= k or (is_exact and nearest.num_rows < more):
                 return rows.slice(0, k)
-        return self._visible.filter(rows_of(k, sorted(ids)))
+        return self._visible.filter(rows_of(k, list(ids)))

@@ -754,7 +754,7 @@ class Searcher:
             hits=hits_of(rows),
             reranked_by=reranker,
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
-            notes=[*notes, *self._overlay.notes(visible)],
+            notes=[*notes, *_notes_of(visible), *self._overlay.notes(visible)],
         )
         result._types = release.spec.metadata_types  # no part of its JSON
         return result
@@ -881,7 +881,7 @@ class UnreleasedTexts:
             mode="text",
             hits=hits_of(rows),
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
-            notes=[self.note],
+            notes=[self.note, *_notes_of(visible)],
         )
         result._types = self.spec.source.metadata_types
         return result
@@ -898,6 +898,10 @@ def is_unreleased(warehouse: Warehouse, pipeline: str | int, mode: Mode | None) 
         return False
     except ReleaseError:
         return (mode or find_pipeline(name, warehouse.home).search.mode) == "text"
+
+
+def _notes_of(visible: Visible | None) -> list[str]:
+    return [] if visible is None else visible.notes
 
 
 def _arrow(types: Mapping[str, str]) -> dict[str, pa.DataType]:

@@ -16,11 +16,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding_pipelines.access import LOOK_SECONDS, NAMED_IDS, OPERATOR, Access, Permitted, Visible
+from embedding_pipelines.access import (
+    LOOK_SECONDS,
+    NAMED_IDS,
+    OPERATOR,
+    SEES_NOTHING,
+    Access,
+    Permitted,
+    Visible,
+)
 from embedding_pipelines.errors import ConfigError, PermissionsError, PermissionsLostError
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.search import Searcher, UnreleasedTexts, search
-from embedding_pipelines.spec.load import find_pipeline, parse_pipeline
+from embedding_pipelines.spec.load import find_pipeline, parse_pipeline, read_draft
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.buckets import TestBucket
 from embedding_pipelines_tests.chain import (
@@ -46,6 +54,11 @@ def write_acl(home: Path, rows: list[tuple[str, str]], end: str = "\n") -> None:
     draft = home / ".acl"
     draft.write_text(text)
     draft.replace(home / "acl.csv")
+
+
+def settle(path: Path) -> None:
+    """As if the file had been written long ago."""
+    os.utime(path, (0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +90,16 @@ def test_a_principal_finds_what_the_permissions_name(home: Path, mode: str) -> N
         def find(*names: str) -> list[str]:
             return ids(searcher, names, query, mode=mode)
 
+        def notes(names: list[str]) -> list[str]:
+            options: dict[str, Any] = {"mode": mode}
+            return searcher.search(query, 60, principals=names, **options).notes
+
         assert find("ann") == ["id-3", "id-7"]
         assert find("sales", "bob") == ["id-3", "id-50"]
         assert find("nobody") == find() == []
+        for names in (["nobody"], []):  # who may see something hears nothing of the kind
+            assert SEES_NOTHING in notes(names)
+        assert SEES_NOTHING not in notes(["ann"])
         assert len(ids(searcher, OPERATOR, query, mode=mode)) == 60
         results = searcher.search([query, query], 60, mode=mode, principals=["bob"])  # type: ignore[call-overload]
         assert [[hit.document_id for hit in each.hits] for each in results] == [["id-50"]] * 2
@@ -170,6 +190,28 @@ def test_replacing_the_file_under_load_shows_one_state_or_the_other(home: Path) 
     assert seen <= {tuple(sorted(name for name, _ in state)) for state in states}
 
 
+def test_a_file_that_is_rewritten_in_place_opens_nothing_for_a_moment(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, access = home / "pipelines" / "p.yaml", Access(home, "p", None)
+    seen = Visible(frozenset({"id-50"}))
+    assert access.visible(["bob"]) == seen
+    for end in range(len(HASHING), len(HASHING + PERMISSIONS) + 1):
+        path.write_text((HASHING + PERMISSIONS)[:end])
+        with contextlib.suppress(PermissionsLostError):
+            assert access.visible(["bob"]) == seen
+    settle(path)
+
+    def cut(file: Path) -> Any:  # after the look at its stamp
+        file.write_text(HASHING)
+        return read_draft(file)
+
+    assert access.visible(["bob"]) == seen
+    monkeypatch.setattr("embedding_pipelines.access.read_draft", cut)
+    os.utime(path, (1, 1))
+    assert access.visible(["bob"]) == seen
+
+
 def write_table(home: Path, kind: str) -> str:
     """Permissions of one kind; their options."""
     pairs = [("id-7", ["ann", "bob"]), ("id-3", ["bob"])]
@@ -205,6 +247,34 @@ def test_permissions_are_in_any_table(home: Path, kind: str) -> None:
         assert ids(searcher, ["ann"]) == ["id-7"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv", "sql"])
+def test_a_line_break_in_a_name_makes_no_other_name_of_it(home: Path, kind: str) -> None:
+    rows = [{"document": "id-7", "who": ["ann\nbob"]}, {"document": "id-3", "who": ["ann", " "]}]
+    if kind == "jsonl":
+        (home / "acl.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "json":
+        (home / "acl.json").write_text(json.dumps(rows))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), home / "acl.parquet")
+    elif kind == "csv":
+        (home / "acl.csv").write_text('document,who\nid-7,"ann\nbob"\nid-3,ann\n')
+    options = f"kind: {kind}, path: acl.{kind}"
+    if kind == "sql":
+        with sqlite3.connect(home / "acl.db") as database:
+            database.execute("CREATE TABLE acl (document, who)")
+            values = [("id-7", "ann\nbob"), ("id-3", '["ann"]')]
+            database.executemany("INSERT INTO acl VALUES (?, ?)", values)
+        database.close()
+        options = "kind: sql, url: sqlite:///acl.db, table: acl"
+    write_pipeline(
+        home, "p", f"{HASHING}permissions: {{{options}, id: document, principals: who}}\n"
+    )
+    access = Access(home, "p", None)
+    assert access.visible(["ann"]) == Visible(frozenset({"id-3"}))
+    assert access.visible(["bob"]) == Visible(frozenset())
+    assert access.visible(["ann\nbob"]) == Visible(frozenset({"id-7"}))
+
+
 def test_a_database_is_looked_at_again_after_some_seconds(home: Path) -> None:
     options = write_table(home, "sql")
     file = f"{HASHING}permissions: {{{options}, id: document, principals: who}}\n"
@@ -229,7 +299,9 @@ def test_the_pipeline_file_of_today_counts_and_a_broken_one_answers_nothing(home
     path = home / "pipelines" / "p.yaml"
     with Searcher(home, "p") as searcher:
         assert ids(searcher, ["ann"]) == ["id-3", "id-7"]
-        path.write_text(HASHING)  # whoever writes the file opens the pipeline to everybody
+        path.write_text(HASHING)  # its end, with the permissions, may not be written yet
+        assert ids(searcher, ["ann"]) == ["id-3", "id-7"]
+        settle(path)  # whoever writes the file opens the pipeline to everybody
         assert len(ids(searcher, None)) == len(ids(searcher, ["ann"])) == 60
         for broken in ("permissions: {kind: csv}\n", "permissions: [\n"):
             path.write_text(HASHING + broken)

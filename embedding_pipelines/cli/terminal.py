@@ -211,6 +211,7 @@ def print_rejected(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
 def print_hits(console: Console, result: "SearchResult | SearchAnswer") -> None:
     """Search results, nearest first; on a terminal an excerpt of each. Digests of images say nothing
     to people."""
+    from embedding_pipelines.access import SEES_NOTHING
     from embedding_pipelines.sources.images import DIGESTS
 
     hits: Sequence[Hit | SearchHit] = result.hits
@@ -226,6 +227,8 @@ def print_hits(console: Console, result: "SearchResult | SearchAnswer") -> None:
             text = _fold(console, printable(hit.text), EXCERPT_INDENT, EXCERPT_LINES)
             console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
     nothing = "" if result.hits else "nothing found, "
+    if SEES_NOTHING in result.notes:
+        nothing = "the permissions show no document to those for whom it is read, "
     seconds = result.milliseconds / 1000
     mode = "" if result.mode == "vector" else f" by {result.mode}"
     mode += f", reranked by {result.reranked_by}" if result.reranked_by else ""

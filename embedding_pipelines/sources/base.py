@@ -9,7 +9,7 @@ import contextlib
 import functools
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -47,9 +47,11 @@ class Rejection:
 
 @dataclass
 class ReadLog:
-    """What a source reports about one file besides its documents."""
+    """What a source reports about one file besides its documents; `join` is how the reader wants a
+    list where a text is read: its parts in lines, unless told otherwise."""
 
     reject: Callable[[Rejection], None]
+    join: Callable[[Sequence[str]], str] = "\n".join
     encoding: str | None = None  # of a text format, e.g. "utf-8", "utf-8-sig", "cp1252"
     absent: dict[str, Counter[str]] = field(default_factory=dict)  # column -> words for no value
     lacking: list[str] = field(default_factory=list)  # columns of the pipeline that are not there

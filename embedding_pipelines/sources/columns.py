@@ -36,7 +36,13 @@ def documents(
     def column(name: str) -> Column:
         absent = log.absent.setdefault(name, Counter())
         return Column(
-            name, encoding, source.missing_words, source.nanoseconds == "cut", reasons, absent
+            name,
+            encoding,
+            source.missing_words,
+            source.nanoseconds == "cut",
+            reasons,
+            absent,
+            log.join,
         )
 
     names = source.text if source.id is None else (source.id, *source.text)

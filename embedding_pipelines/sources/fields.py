@@ -125,7 +125,7 @@ class Fields:
             if parts is not None:
                 raise ValueError(f"is {_name(parts)}, not a list")
         if type(value) is list and path in self.joined:
-            return "\n".join(filter(None, (self._text(part, path) for part in value)))
+            return self.log.join([text for part in value if (text := self._text(part, path))])
         return self._text(value, path)
 
     def _text(self, value: Any, path: str) -> str | None:

@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,8 @@ class Column:
 
     encoding: as a reason names it; missing: words, in lower case, that stand for no value where a
     number, a boolean or a time is declared; cut_nanoseconds: what a microsecond cannot hold is
-    dropped, not rejected; reasons: why rows are rejected; absent: how often which word was no value.
+    dropped, not rejected; reasons: why rows are rejected; absent: how often which word was no value;
+    join: makes a text of the parts of a list.
     """
 
     name: str
@@ -74,14 +75,15 @@ class Column:
     cut_nanoseconds: bool = False
     reasons: Reasons = field(default_factory=dict)
     absent: Counter[str] = field(default_factory=Counter)
+    join: Callable[[Sequence[str]], str] = "\n".join
 
     def text(self, array: pa.Array) -> pa.Array:
-        """The values as string; lists as their parts with a line break between them."""
+        """The values as string; lists as their parts joined."""
         array = _plain(array)
         if not _is_list(array.type):
             return self._texts(array)
         rows = self._lists(array).to_pylist()
-        texts = [None if row is None else "\n".join(filter(None, row)) for row in rows]
+        texts = [None if row is None else self.join(list(filter(None, row))) for row in rows]
         return pa.array(texts, pa.string())
 
     def convert(self, array: pa.Array, declared: str) -> pa.Array:

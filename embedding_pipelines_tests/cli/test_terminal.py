@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from embedding_pipelines.access import SEES_NOTHING
 from embedding_pipelines.cli import terminal
 from embedding_pipelines.cli.terminal import (
     TerminalProgress,
@@ -252,6 +253,9 @@ def test_an_empty_result_says_so() -> None:
     console, written = _console()
     print_hits(console, _result("x").model_copy(update={"hits": []}))
     assert written.getvalue() == "p, release 2: nothing found, 1.23 s\n"
+    changes = {"hits": [], "notes": [SEES_NOTHING]}
+    print_hits(console, _result("x").model_copy(update=changes))
+    assert "the permissions show no document to those" in written.getvalue()
 
 
 def test_data_is_shown_as_it_is_and_cannot_command_the_terminal() -> None:
