@@ -63,6 +63,7 @@ Opened = TypeVar("Opened")
 REMOVE_IDS = 1_000  # ids per delete statement
 # That are read at once: of all rows, Lance holds up to 2 GB ready for a reader that is slower.
 SCANNED_ROWS = 4_096
+MOST_NAMED = 5_000  # documents, in a condition: 20 µs each; of more all rows are compared
 SEARCHES_AT_ONCE = 128  # in one call
 HITS_AT_ONCE = 12_800  # of one call, which are in memory together, with their texts
 # The indices that `optimize` measures, and their bits a number. Not pq, which takes the bytes of rq,
@@ -356,11 +357,14 @@ class LanceTable(Table):
         only: Sequence[str] | None = None,
     ) -> pa.Table:
         snapshot = self._snapshot(version)
+        only, many = _many(only)
         where = _condition(snapshot, filter, names, only)
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         try:
             if snapshot.is_int8:
-                return snapshot.by_scan(vector, k, where, columns)
+                return snapshot.by_scan(vector, k, where, columns, many)
+            if many is not None:
+                return snapshot.of_many(vector, k, metric, where, columns, many)
             refine, nprobes = self._refine(metric), self.options.nprobes
             return snapshot.through_index(vector, k, metric, where, columns, refine, nprobes)
         except (RuntimeError, ValueError, OSError) as error:
@@ -405,8 +409,11 @@ class LanceTable(Table):
         only: Sequence[str] | None = None,
     ) -> pa.Table:
         snapshot = self._snapshot(version)
+        only, many = _many(only)
         where = _condition(snapshot, filter, names, only)
         try:
+            if many is not None:
+                return snapshot.by_text_of_many(text, k, where, snapshot.columns, many)
             return snapshot.by_text(text, k, where, snapshot.columns)
         except (RuntimeError, ValueError, OSError) as error:
             raise self._search_error(error, filter, version) from error
@@ -606,6 +613,13 @@ class MemoryTable(LanceTable):
 
     def _snapshot(self, version: int) -> Snapshot:
         return self._memory
+
+
+def _many(only: Sequence[str] | None) -> tuple[Sequence[str] | None, pa.Array | None]:
+    """Documents to name in a condition, or those that are too many to be named."""
+    if only is None or len(only) <= MOST_NAMED:
+        return only, None
+    return None, pa.array(only, pa.string())
 
 
 def _condition(

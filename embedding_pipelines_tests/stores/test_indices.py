@@ -47,7 +47,7 @@ def kinds(table: LanceTable) -> list[str]:
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = clustered(3_000, DIMENSIONS), clustered(40, DIMENSIONS, seed=5)
     codec = fit_chain(CHAINS[name], vectors)
@@ -73,6 +73,18 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
     rows = table.search(query, 50, codec.metric, "cat = 'c7'", version)
     assert set(rows["cat"].to_pylist()) == {"c7"}
     assert len(rows) == 50
+    only = [f"{n}" for n in left[::3]]
+    named = table.search(query, 20, codec.metric, "cat <> 'c7'", version, only=only)
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_pipelines.stores.lancedb.MOST_NAMED", 10)
+        rows = table.search(query, 20, codec.metric, "cat <> 'c7'", version, only=only)
+    assert rows.schema == named.schema
+    assert set(rows["document_id"].to_pylist()) <= set(only)
+    assert "c7" not in rows["cat"].to_pylist()
+    distances, others = (each["_distance"].to_numpy() for each in (rows, named))
+    assert len(distances) == 20
+    assert (np.diff(distances) >= -1e-6).all()
+    assert (distances <= others + 1e-3).all()  # no index, so none is missed
     assert table.version == version
     if name in ("none", "binary"):
         assert overlap(codec, clustered(300, DIMENSIONS, seed=3)) > 0.3

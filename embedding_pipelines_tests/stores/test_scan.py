@@ -153,3 +153,17 @@ def test_a_table_takes_the_bytes_of_its_codes_on_disk(
         assert codec.bytes_per_vector == bytes_per_vector
     column = table.schema().field(VECTOR).type
     assert column.value_type.bit_width // 8 * column.list_size <= bytes_per_vector
+
+
+def test_a_scan_of_many_documents_finds_what_naming_them_finds(
+    table: LanceTable, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, version = fit_chain("[int8]", vectors), table.version
+    assert version is not None
+    code, only = encode_queries(codec, vectors[:1])[0], [f"{n}" for n in range(1, ROWS, 2)]
+    named = table.search(code, 30, codec.metric, None, version, only=only)
+    monkeypatch.setattr("embedding_pipelines.stores.lancedb.MOST_NAMED", 10)
+    assert table.search(code, 30, codec.metric, None, version, only=only) == named
+    nothing = table.search(code, 30, codec.metric, None, version, only=["none"] * 11)
+    assert nothing.schema == named.schema
+    assert nothing.num_rows == 0

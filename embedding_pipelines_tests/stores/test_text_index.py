@@ -80,6 +80,24 @@ def test_the_filter_gives_what_filtering_all_hits_would(tmp_path: Path) -> None:
         assert matches(table, words, 400, "cat = '3'") == expected
 
 
+def test_of_many_documents_words_find_what_naming_them_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = np.random.default_rng(0)
+    texts = {f"row{n}": " ".join(generator.choice(PLANETS, 5)) for n in range(100)}
+    table, only = table_of(tmp_path, texts), [f"row{n}" for n in range(0, 100, 3)]
+    version = table.version
+    assert version is not None
+    documents = table.search_text("Venus Mars", 1, None, version)["document_id"].to_pylist()
+    only += documents
+    named = table.search_text("Venus Mars", 8, None, version, only=only)
+    monkeypatch.setattr(lancedb_store, "MOST_NAMED", 10)
+    rows = table.search_text("Venus Mars", 8, None, version, only=only)
+    assert rows["_score"].to_pylist() == named["_score"].to_pylist()
+    assert rows.schema == named.schema
+    assert set(rows["document_id"].to_pylist()) <= set(only)
+
+
 def test_new_rows_are_found_before_they_are_in_the_index_and_deleted_ones_are_not(
     tmp_path: Path,
 ) -> None:
