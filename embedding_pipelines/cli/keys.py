@@ -1,7 +1,7 @@
 """The command `keys`: who may use the server."""
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,5 +73,17 @@ def keys(
         return
     rows = [key.model_dump(mode="json", exclude={"sha256"}) for key in read_keys(home_folder())]
     nothing = "There are no keys. `embedding-pipelines keys --add NAME --scope read` makes one."
-    show = partial(print_table, make_console(), rows) if rows else partial(say, nothing)
-    yield Output(rows, show)
+    table = partial(print_table, make_console(), [_shown(row) for row in rows])
+    yield Output(rows, table if rows else partial(say, nothing))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the list, for people."""
+    reads_for = "whom it says" if row["acts_for_others"] else ", ".join(row["principals"])
+    return {
+        "name": row["name"],
+        "scope": row["scope"],
+        "per minute": row["per_minute"],
+        "reads for": reads_for or None,
+        "made at": row["created_at"][:16].replace("T", " "),
+    }

@@ -1,5 +1,6 @@
 """The command `keys`: a key is shown once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,5 +51,15 @@ def test_a_key_is_bound_to_principals_or_acts_for_others(command: Command, home:
     (shop,) = command("keys", "--add", "shop", "--acts-for-others", "--json").results
     assert (ann["principals"], ann["acts_for_others"]) == (["ann", "sales"], False)
     assert (shop["principals"], shop["acts_for_others"]) == ([], True)
+    command("keys", "--add", "page", "--per-minute", "60")
+    head, *lines = command("keys").out.splitlines()
+    assert head.split("  ")[0] == "name"
+    cells = [re.split(r" {2,}", line.strip()) for line in lines]
+    assert [row[:-1] for row in cells] == [
+        ["ann", "read", "-", "ann, sales"],
+        ["shop", "read", "-", "whom it says"],
+        ["page", "read", "60", "-"],
+    ]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", row[-1]) for row in cells)
     said = command("keys", "--add", "x", "--as", "ann", "--scope", "write")
     assert (said.code, "acts for nobody else" in " ".join(said.err.split())) == (1, True)
