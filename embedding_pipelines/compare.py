@@ -6,20 +6,29 @@ the pipeline takes it.
 """
 
 import heapq
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.texts import ReadableTexts, prepare
 from embedding_pipelines.errors import ConfigError, counted
+from embedding_pipelines.files import temporary_folder, write_json
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.metrics.neighbours import ExactSearch, K
 from embedding_pipelines.metrics.retrieval import values_by_query
+from embedding_pipelines.progress import Progress
 from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.quality.queries import (
@@ -32,9 +41,12 @@ from embedding_pipelines.quality.queries import (
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.stores.survey import Columns, open_table
 from embedding_pipelines.vectors import Vectors
 
 DOCUMENTS = 2_000
@@ -44,6 +56,8 @@ CHUNKS_OF_A_DOCUMENT = (
 )
 SIDE = 0.975  # each side of an interval of 95%
 TIMED_TEXTS = 64  # that a local model embeds anew where the cache had all
+TABLE_ROWS, TABLE_ITEMS = "rows.parquet", 500  # of a foreign table: its texts, and known items
+PAGE_ROWS = 8_192  # of such a table that are read at once
 
 
 @dataclass(frozen=True)
@@ -137,34 +151,162 @@ def compare_models(
     for options in every:
         _require_usable(run, options)
     refresh(run.warehouse, run.spec.name)
-    cache = EmbeddingCache(run.warehouse.cache)
     with copy_with_chunks(run) as copy:
-        sample = _take(copy, documents)
-        result = Comparison(
-            run.spec.name,
-            documents=len(set(sample.documents)),
-            all_documents=sample.all_documents,
-            chunks=len(sample.texts),
-            all_chunks=sample.all_chunks,
-            judged_queries=len(sample.judged_ids),
-            known_items=len(sample.items),
-        )
-        values: list[dict[str, dict[str, float]]] = []
-        for number, options in enumerate(every):
-            is_own = number == 0 and (not options.trains or _is_trained(copy))
-            warehouse = copy.warehouse if is_own else _beside(copy, number)
-            with Run(run.spec, warehouse, run.progress, options=options) as own:
-                budget = BudgetTracker.of(run.spec.budget, options)
-                try:
-                    row, by_query = _measure(own, sample, cache, budget)
-                finally:
-                    if options.price:
-                        run.add_usage(Usage(billed_tokens=budget.billed), options.price)
-            result.models.append(row)
-            values.append(by_query)
-            row.figures = {name: _figure(list(each.values())) for name, each in by_query.items()}
-            row.differences = _differences(by_query, values[0]) if number else {}
+        return _compare(run, copy, every, _take(copy, documents))
+
+
+def compare_table(
+    home: Path,
+    path: Path,
+    models: Sequence[ProviderOptions],
+    progress: Progress,
+    documents: int = DOCUMENTS,
+) -> Comparison:
+    """Measure models on texts of a LanceDB table, whoever made it, by known items; and the table's
+    own vectors, as each of the models finds them whose vectors are as long. Nothing is written but
+    to the cache.
+
+    Raises ConfigError for no table, one without texts, or texts too short for known items; else as
+    `compare_models`.
+    """
+    with temporary_folder(Path(gettempdir()), "embedding-pipelines-table-") as folder:
+        rows, stored = _rows_of(path, documents)
+        pq.write_table(pa.table(rows.texts), folder / TABLE_ROWS)
+        spec = _of_table(path, folder).model_copy(update={"model": models[0]})
+        with Run(spec, Warehouse(home, folder), progress) as run:
+            for options in models:
+                _require_usable(run, options)
+            for name in ("documents", "chunks"):
+                for _ in step_named(name).work(run, spec.partition_names):
+                    pass
+            sample = _take(run, documents)
+            scale = rows.total / sample.all_documents
+            sample = replace(
+                sample,
+                all_documents=rows.total,
+                all_chunks=rows.total,
+                all_tokens=round(sample.all_tokens * scale),
+            )
+            return _compare(run, run, list(dict.fromkeys(models)), sample, stored)
+
+
+def _compare(
+    run: Run,
+    copy: Run,
+    every: Sequence[ProviderOptions],
+    sample: _Sample,
+    stored: Mapping[str, Vectors] | None = None,
+) -> Comparison:
+    """`copy` has the chunks; `stored`: vectors by document, of a table that nobody else knows."""
+    result = Comparison(
+        run.spec.name,
+        documents=len(set(sample.documents)),
+        all_documents=sample.all_documents,
+        chunks=len(sample.texts),
+        all_chunks=sample.all_chunks,
+        judged_queries=len(sample.judged_ids),
+        known_items=len(sample.items),
+    )
+    cache, values = EmbeddingCache(run.warehouse.cache), list[dict[str, dict[str, float]]]()
+
+    def add(row: ModelResult, vectors: Vectors, queries: Vectors) -> None:
+        by_query = _values(sample, vectors, queries)
+        row.figures = {name: _figure(list(each.values())) for name, each in by_query.items()}
+        row.differences = _differences(by_query, values[0]) if values else {}
+        result.models.append(row)
+        values.append(by_query)
+
+    for number, options in enumerate(every):
+        is_own = number == 0 and (not options.trains or _is_trained(copy))
+        warehouse = copy.warehouse if is_own else _beside(copy, number)
+        with Run(run.spec, warehouse, run.progress, options=options) as own:
+            budget = BudgetTracker.of(run.spec.budget, options)
+            try:
+                row, vectors, queries = _measure(own, sample, cache, budget)
+            finally:
+                if options.price:
+                    run.add_usage(Usage(billed_tokens=budget.billed), options.price)
+        add(row, vectors, queries)
+        if stored:
+            own_vectors = np.stack([stored[name] for name in sample.documents])
+            if own_vectors.shape[1] == row.dimensions:
+                add(_of_stored(row, own_vectors), own_vectors, queries)
     return result
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a foreign table."""
+
+    texts: dict[str, list[str]]  # by column: id, which is the row's number, and text
+    total: int  # rows of the table
+
+
+def _rows_of(path: Path, most: int) -> tuple[_Rows, dict[str, Vectors]]:
+    """Rows with texts, as chance has it, always the same; and their vectors float32[d] by id, NaN for
+    none, if all are as long."""
+    texts, stored, size = dict[str, str](), dict[str, Any](), 0
+    with open_table(path) as table:
+        columns = Columns.of(table.schema)
+        if columns.text is None:
+            raise ConfigError(f"{path} has no column of texts, so there is nothing to embed.")
+        numbers = (
+            digest(str(row).encode())[:8] + row.to_bytes(8, "big") for row in range(table.rows)
+        )
+        chosen = {int.from_bytes(each[8:], "big") for each in heapq.nsmallest(most, numbers)}
+        kinds = {name: table.schema.field(name).type.value_type for name in columns.vectors}
+        vectors = [name for name in kinds if pa.types.is_floating(kinds[name])][:1]
+        names, first = [columns.text, *vectors], 0
+        for page in table.pages(names, PAGE_ROWS):
+            for row in (row for row in range(page.num_rows) if first + row in chosen):
+                text = page.column(columns.text)[row].as_py()
+                if text is None or not text.strip():
+                    continue
+                name = str(first + row)
+                texts[name] = text
+                if vectors:
+                    vector = page.column(vectors[0])[row].as_py()
+                    stored[name] = vector
+                    size = max(size, len(vector or ()))
+            first += page.num_rows
+        total = table.rows
+    rows = _Rows({"id": list(texts), "text": list(texts.values())}, total)
+    empty = np.full(size, np.nan, np.float32)
+    return rows, {
+        name: empty if vector is None or len(vector) != size else np.array(vector, np.float32)
+        for name, vector in stored.items()
+    }
+
+
+def _of_table(path: Path, folder: Path) -> PipelineSpec:
+    """A pipeline of the rows that were written, whatever its model."""
+    values = {
+        "source": {"kind": "parquet", "path": str(folder / TABLE_ROWS), "id": "id", "text": "text"},
+        "preprocessing": {"chunk": None},
+        "model": {"provider": "hashing"},
+        "evaluation": {"known_items": TABLE_ITEMS},
+    }
+    return parse_pipeline(json.dumps(values), "table", str(path))
+
+
+def _of_stored(row: ModelResult, vectors: Vectors) -> ModelResult:
+    """What a table's own vectors are beside those that a model gives the same texts."""
+    return replace(
+        row,
+        model=f"the table's vectors, asked with {row.model}",
+        tokens_sent=0,
+        usd=0.0,
+        usd_corpus=0.0,
+        tokens_unseen=0,
+        rejected=int((~has_vector(vectors)).sum()),
+        tokens_per_second=None,
+    )
+
+
+def write_comparison(warehouse: Warehouse, comparison: Comparison) -> None:
+    """Keep what was compared last for the pipeline's report."""
+    values = asdict(comparison) | {"made_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_json(warehouse.comparison(comparison.pipeline), values)
 
 
 def _require_usable(run: Run, options: ProviderOptions) -> None:
@@ -249,8 +391,8 @@ def _take(copy: Run, most: int) -> _Sample:
 
 def _measure(
     run: Run, sample: _Sample, cache: EmbeddingCache, budget: BudgetTracker
-) -> tuple[ModelResult, dict[str, dict[str, float]]]:
-    """One model's row, and its values by metric and query."""
+) -> tuple[ModelResult, Vectors, Vectors]:
+    """One model's row without figures, and the vectors float32[n, d] of chunks and queries."""
     options, name = run.spec.model, _name(run.spec.model)
     if options.trains:
         for _ in step_named("train").work(run, run.spec.partition_names):
@@ -281,7 +423,7 @@ def _measure(
     answers = _embed(run, query_texts, "query", cache, budget, usage)
     row.rejected = int((~has_vector(vectors)).sum() + (~has_vector(answers)).sum())
     row.tokens_per_second = _rate(run, readable, usage)
-    return row, _values(sample, vectors, answers)
+    return row, vectors, answers
 
 
 def _readable(run: Run, texts: Sequence[str], input_type: InputType) -> ReadableTexts:

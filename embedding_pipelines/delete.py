@@ -46,7 +46,8 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
         paths += [
             *list_files(warehouse.tables, f"{name}-*"),  # with their checksums
             *list_files(warehouse.root / "exports", f"{name}-*"),
-            warehouse.root / "reports" / f"{name}.html",
+            warehouse.reports / f"{name}.html",
+            warehouse.comparison(name),
             folder.folder,
         ]
         # With its file a pipeline keeps what was pushed to it, since that is a source.

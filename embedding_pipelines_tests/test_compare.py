@@ -4,13 +4,17 @@ says a service is sent is what it is sent, once; and the pipeline stays as it wa
 from collections.abc import Iterator
 from pathlib import Path
 
+import lancedb
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from embedding_pipelines.compare import Comparison, compare_models
+from embedding_pipelines.compare import Comparison, compare_models, compare_table
 from embedding_pipelines.errors import BudgetError, ConfigError
+from embedding_pipelines.progress import Silent
 from embedding_pipelines.spec.load import parse_model
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import hashing, run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.providers.wire import WireServer, serve
 
@@ -191,3 +195,54 @@ def test_without_queries_there_is_nothing_to_compare_by(tales: Path, qrels: str)
     write_pipeline(tales, "tales", text)
     with pytest.raises(ConfigError, match="has no queries to compare models by"):
         compare(tales, FEW)
+
+
+def write_table(folder: Path, vectors: np.ndarray | None) -> Path:
+    """A table that this project did not make, of the tales and two rows without any text."""
+    texts = [text for _, text, _ in ROWS]
+    columns = {"content": [*texts, "", None], "note": ["a"] * (len(texts) + 2)}
+    if vectors is not None:
+        rows = [*vectors.tolist(), *np.zeros((2, vectors.shape[1])).tolist()]
+        columns["embedding"] = pa.array(rows, pa.list_(pa.float32(), vectors.shape[1]))
+    lancedb.connect(folder).create_table("foreign", pa.table(columns))
+    return folder / "foreign.lance"
+
+
+@pytest.fixture(scope="module")
+def own_vectors() -> np.ndarray:
+    with hashing(dimensions=256) as model:
+        return np.array(model.embed([text for _, text, _ in ROWS], "document").vectors)
+
+
+def test_models_are_compared_on_a_table_that_anybody_made_and_with_its_own_vectors(
+    home: Path, tmp_path: Path, own_vectors: np.ndarray
+) -> None:
+    path = write_table(tmp_path / "foreign", own_vectors)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    options = [parse_model("{provider: hashing, dimensions: 256}"), parse_model(FEW)]
+    result = compare_table(home, path, options, Silent(), documents=100)
+    own, stored, few = result.models
+    assert (result.documents, result.all_documents) == (100, 302)
+    assert result.known_items == 100
+    assert stored.model == f"the table's vectors, asked with {own.model}"
+    assert stored.figures == own.figures  # they are that model's
+    assert stored.differences["known_item_mrr"].mean == 0
+    assert few.differences["known_item_mrr"].high < 0
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (Warehouse(home).root / "pipelines").exists()
+
+
+def test_vectors_of_another_model_find_nothing_with_this_ones_queries(
+    home: Path, tmp_path: Path, own_vectors: np.ndarray
+) -> None:
+    turn, _ = np.linalg.qr(np.random.default_rng(7).normal(size=(256, 256)))
+    path = write_table(tmp_path / "foreign", (own_vectors @ turn).astype(np.float32))
+    options = [parse_model("{provider: hashing, dimensions: 256}")]
+    own, stored = compare_table(home, path, options, Silent(), documents=100).models
+    assert stored.figures["known_item_mrr"].mean < 0.2 < own.figures["known_item_mrr"].mean
+
+
+def test_a_table_without_texts_is_told(home: Path, tmp_path: Path) -> None:
+    lancedb.connect(tmp_path).create_table("bare", pa.table({"id": [1, 2]}))
+    with pytest.raises(ConfigError, match="no column of texts"):
+        compare_table(home, tmp_path / "bare.lance", [parse_model(FEW)], Silent())

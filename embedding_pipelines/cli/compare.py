@@ -13,6 +13,7 @@ from embedding_pipelines.cli.common import (
     ServerUrl,
     load_spec,
     open_run,
+    open_warehouse,
 )
 from embedding_pipelines.cli.terminal import (
     TerminalProgress,
@@ -57,8 +58,8 @@ def compare(
     relevance judgements, if there are any, and known items. Figures stand with 95% intervals; the
     differences to the pipeline's own model are paired by query. A sample is easier to search than
     all documents: compare the models, not the figures with those of a release. Nothing of the
-    pipeline changes. Embeddings go to the cache, so a run with the chosen model does not pay for
-    them again.
+    pipeline changes; its report shows what was compared last. Embeddings go to the cache, so a run
+    with the chosen model does not pay for them again.
     """
     if server:
         from pydantic import TypeAdapter
@@ -67,9 +68,9 @@ def compare(
 
         values = remote.compare(server, name, models, documents)
         measured = TypeAdapter(Comparison).validate_python(values)
-        yield Output([values], lambda: _show(measured))
+        yield Output([values], lambda: show_comparison(measured))
         return
-    from embedding_pipelines.compare import compare_models
+    from embedding_pipelines.compare import compare_models, write_comparison
     from embedding_pipelines.spec.load import parse_model
 
     spec, options = load_spec(name), [parse_model(text) for text in models]
@@ -82,10 +83,11 @@ def compare(
     except KeyboardInterrupt:
         words = f"{spec.name} is as it was; what was embedded is in the cache."
         raise KeyboardInterrupt(words) from None
-    yield Output([asdict(comparison)], lambda: _show(comparison))
+    write_comparison(open_warehouse(), comparison)
+    yield Output([asdict(comparison)], lambda: show_comparison(comparison))
 
 
-def _show(comparison: "Comparison") -> None:
+def show_comparison(comparison: "Comparison") -> None:
     console = make_console()
     size = f"{comparison.documents:,} of {counted(comparison.all_documents, 'document')}"
     queries = []

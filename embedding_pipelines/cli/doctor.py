@@ -17,7 +17,7 @@ from embedding_pipelines.cli.common import (
     open_run,
     open_warehouse,
 )
-from embedding_pipelines.cli.terminal import make_console, print_words, say
+from embedding_pipelines.cli.terminal import TerminalProgress, make_console, print_words, say
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, describe_os_error
@@ -39,12 +39,21 @@ def doctor(
         Path | None,
         typer.Option(metavar="PATH", help="Look at any LanceDB table, a folder NAME.lance."),
     ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="With --table: compare models on its texts, as `compare` does, and its vectors.",
+        ),
+    ] = None,
 ) -> Outcomes:
     """Test a pipeline's file, source, model and stored data.
 
     The model is sent two short texts, and every stored byte is read. With --repair damage is mended
     first, from copies, the bucket, shards and tables; then it says what the next run does. With
-    --table it looks at a table that anybody made, and writes nothing.
+    --table it looks at a table that anybody made, and writes nothing; with --model it also says which
+    model finds more in it.
     """
     from embedding_pipelines.doctor.examine import examine, examine_cache
     from embedding_pipelines.spec.load import read_draft
@@ -53,7 +62,11 @@ def doctor(
         if names or repair:
             raise ConfigError("doctor --table: name no pipelines, and no --repair: it only looks.")
         yield from _look_at(table)
+        if models:
+            yield from _compare_on(table, models)
         return
+    if models:
+        raise ConfigError("doctor --model is for --table. For a pipeline there is `compare`.")
     paths, problems = find_files(names)
     drafts = {path: read_draft(path) for path in paths}
     if repair:
@@ -80,6 +93,18 @@ def _look_at(path: Path) -> Outcomes:
     yield _result({"table": str(path)}, findings)
     for problem in _problems(None, findings):
         yield Problem(f"{path}: {problem.error}")
+
+
+def _compare_on(path: Path, models: list[str]) -> Outcomes:
+    """Each model on the table's texts, and asked for the table's own vectors."""
+    from embedding_pipelines.cli.compare import show_comparison
+    from embedding_pipelines.compare import compare_table
+    from embedding_pipelines.spec.load import parse_model
+
+    options = [parse_model(text) for text in models]
+    with TerminalProgress(make_console(stderr=True), path.stem) as progress:
+        comparison = compare_table(home_folder(), path.expanduser(), options, progress)
+    yield Output([asdict(comparison)], partial(show_comparison, comparison))
 
 
 def _mend(drafts: Iterable["Draft"]) -> Outcomes:

@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 from embedding_pipelines.doctor.examine import Finding
 from embedding_pipelines.doctor.mixture import FOLLOWS, Mixture, find_mixture
 from embedding_pipelines.doctor.repeats import Repeats
-from embedding_pipelines.errors import ConfigError, counted
-from embedding_pipelines.stores.survey import Survey, survey
+from embedding_pipelines.errors import counted
+from embedding_pipelines.stores.survey import Columns, Survey, open_table
 from embedding_pipelines.vectors import unit
 
 PAGE_BYTES = 16 << 20  # of vectors that are read at once
 PAGE_ROWS = 8_192
 SAMPLE = 2_048  # rows, by chance, in which models are told apart
-IDS = ("chunk_id", "id", "_id", "uuid", "key", "pk", "doc_id", "document_id")  # in this order
-TEXTS = ("text", "content", "page_content", "chunk", "body", "document", "passage", "title")
 AT_UNIT_LENGTH = 1e-3  # a length differs from 1 by no more: half precision does that
 SOME = 0.005  # a share of the rows that is no accident, and so is all but that
 LENGTHS_APART = 0.9  # of the variance of lengths that lies between two groups: there are two
@@ -39,18 +37,13 @@ SHARED, SHARED_WITHOUT_TEXTS = 0.1, 0.01
 FEW_FILES = 20
 FEW_UNINDEXED = 10_000  # rows that are compared in a millisecond or so
 SHOWN = 3
-NUMBERS = (pa.types.is_floating, pa.types.is_integer)
 
 
 def examine_table(path: Path) -> Iterator[Finding]:
     """Every finding about the table in a folder `NAME.lance`. Raises ConfigError if there is none,
     StoreError if LanceDB cannot open it."""
-    if not (path / "_versions").is_dir():
-        tables = sorted(entry.name for entry in path.glob("*.lance")) if path.is_dir() else []
-        others = f" There are {', '.join(tables[:10])} in it: name one." if tables else ""
-        raise ConfigError(f"{path} is no LanceDB table, which is a folder NAME.lance.{others}")
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder, survey(path) as table:
-        columns = _Columns.of(table.schema)
+    with tempfile.TemporaryDirectory(prefix="doctor-") as folder, open_table(path) as table:
+        columns = Columns.of(table.schema)
         yield Finding("table", bool(columns.vectors), _title(table, columns), _figures(table))
         with closing(_Rows(table, columns, Path(folder))) as rows:
             rows.read()
@@ -58,37 +51,7 @@ def examine_table(path: Path) -> Iterator[Finding]:
         yield from _files(table)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """What the columns of a table are, by their names and types."""
-
-    vectors: tuple[str, ...]
-    id: str | None
-    text: str | None
-
-    @classmethod
-    def of(cls, schema: pa.Schema) -> "_Columns":
-        vectors = tuple(field.name for field in schema if _is_vector(field.type))
-        names = {field.name.lower(): field.name for field in schema}
-        texts = [field.name for field in schema if _is_text(field.type)]
-        id = next((names[name] for name in IDS if name in names), None)
-        text = next((names[name] for name in TEXTS if names.get(name) in texts), None)
-        others = [name for name in texts if name != id]
-        return cls(vectors, id, text or next(iter(others), None))
-
-
-def _is_vector(type: pa.DataType) -> bool:
-    is_list = pa.types.is_fixed_size_list(type) or pa.types.is_list(type)
-    if not is_list or not any(test(type.value_type) for test in NUMBERS):
-        return False
-    return bool(pa.types.is_fixed_size_list(type) or pa.types.is_floating(type.value_type))
-
-
-def _is_text(type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
-
-
-def _title(table: Survey, columns: _Columns) -> str:
+def _title(table: Survey, columns: Columns) -> str:
     named = [f"vectors {', '.join(map(repr, columns.vectors))}"] if columns.vectors else []
     named += [f"id {columns.id!r}"] if columns.id else ["no column of ids"]
     named += [f"text {columns.text!r}"] if columns.text else ["no column of texts"]
@@ -129,7 +92,7 @@ class _Vectors:
 class _Rows:
     """One pass over the rows."""
 
-    def __init__(self, table: Survey, columns: _Columns, folder: Path) -> None:
+    def __init__(self, table: Survey, columns: Columns, folder: Path) -> None:
         self._table, self._columns = table, columns
         self._ids, self._texts = Repeats(folder / "ids"), Repeats(folder / "texts")
         self._vectors = [

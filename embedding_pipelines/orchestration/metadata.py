@@ -176,7 +176,7 @@ def _links(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
         links["dagster/uri"] = run.warehouse.tables.as_uri()
         links["path"] = _path(run, run.warehouse.tables)
     if "release" in report.statistics:
-        page = run.warehouse.root / "reports" / f"{run.spec.name}.html"
+        page = run.warehouse.reports / f"{run.spec.name}.html"
         path = _path(run, page)
         command = f"`embedding-pipelines report {run.spec.name}` writes {path.value}"
         links["report"] = path if page.exists() else command

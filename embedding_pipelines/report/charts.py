@@ -21,6 +21,7 @@ Line = Mapping[str, Any]  # of the history: a release
 Point = Mapping[str, Any]  # of optimization.json: a candidate
 
 VARIANCE, SIZE = "Explained variance", "Size against recall"
+MODELS = "Models compared"
 RECALL, LATENCY, DRIFT = "Quality over releases", "Latency over releases", "Drift over releases"
 THROUGHPUT, COST = "Throughput over releases", "Cost over releases"
 
@@ -43,8 +44,11 @@ LINES: dict[str, tuple[str, dict[str, str]]] = {
     THROUGHPUT: ("tokens embedded a second", {"tokens_per_second": "tokens a second"}),
     COST: ("USD spent on the release", {"usd": "USD"}),
 }
+# A metric of a comparison -> its name in the legend.
+COMPARED = {"ndcg_at_10": "relevance judgements, nDCG@10", "known_item_mrr": "known items, MRR"}
 # title -> the sentence in place of a chart without data
 ABSENT = {
+    MODELS: "No models were compared. Run `embedding-pipelines compare NAME MODEL`.",
     VARIANCE: "No principal components were fitted: the compression of this pipeline has no `pca`.",
     SIZE: "No candidates were measured. Run `embedding-pipelines optimize NAME --method auto`.",
     RECALL: "Fewer than two releases have metrics: a line over releases needs two.",
@@ -86,16 +90,19 @@ def charts(
     optimization: Mapping[str, Any] | None,
     spectrum: NDArray[np.float32] | None,
     dimensions: int | None = None,
+    comparison: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
     """Title -> figure of each chart with data; ABSENT explains the others.
 
     `history` holds the lines of history.jsonl, parsed, in any order, of which the last one of a
     release counts; `optimization` is optimization.json; `spectrum` float32[d] the share of energy
-    of every principal direction, strongest first; `dimensions` how many of them the codec keeps.
+    of every principal direction, strongest first; `dimensions` how many of them the codec keeps;
+    `comparison` is what `compare` has kept.
     """
     lines = {line["release"]: line for line in history}
     releases = _with_expenses([lines[number] for number in sorted(lines)])
     figures = {
+        MODELS: _models(comparison or {}),
         VARIANCE: _variance(spectrum, dimensions),
         SIZE: _sizes(optimization),
         **{title: _over_releases(title, releases) for title in LINES},
@@ -151,6 +158,36 @@ def _variance(spectrum: NDArray[np.float32] | None, dimensions: int | None) -> F
             hoverinfo="skip",
         )
     return figure
+
+
+def _models(comparison: Mapping[str, Any]) -> Figure | None:
+    """A line for each model, with an interval for each metric."""
+    if not (models := comparison.get("models", ())):
+        return None
+    figure = _figure("1 is best, with intervals of 95%", "", showlegend=True)
+    for colour, (name, label) in zip(COLOURS, COMPARED.items(), strict=False):
+        rows = [(html.escape(row["model"]), row["figures"].get(name)) for row in models]
+        rows = [(model, values) for model, values in rows if values is not None]
+        if not rows:
+            continue
+        figures = [values for _, values in rows]
+        figure.add_scatter(
+            name=label,
+            x=[values["mean"] for values in figures],
+            y=[model for model, _ in rows],
+            error_x={
+                "symmetric": False,
+                "array": [values["high"] - values["mean"] for values in figures],
+                "arrayminus": [values["mean"] - values["low"] for values in figures],
+            },
+            mode="markers",
+            marker={"color": colour, "size": 9},
+            hovertemplate=f"%{{y}}: %{{x:.3f}}<extra>{label}</extra>",
+        )
+    if not figure.data:
+        return None
+    figure.update_yaxes(autorange="reversed", type="category")  # the pipeline's own on top
+    return figure.update_xaxes(range=[0, 1])
 
 
 def _sizes(optimization: Mapping[str, Any] | None) -> Figure | None:

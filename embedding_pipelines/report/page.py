@@ -27,7 +27,14 @@ from embedding_pipelines.releases import (
     read_releases,
 )
 from embedding_pipelines.remote import refresh
-from embedding_pipelines.report.charts import ABSENT, SIZE, Line, charts, describe_search
+from embedding_pipelines.report.charts import (
+    ABSENT,
+    MODELS,
+    SIZE,
+    Line,
+    charts,
+    describe_search,
+)
 from embedding_pipelines.report.map import map_of, place_points, read_points
 from embedding_pipelines.report.searches import Query, cut, read_queries, searches
 from embedding_pipelines.report.verdict import Changes, changes_of, verdict_of
@@ -78,9 +85,11 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     else:
         release, blocking = live, set(live.checks) if live.forced else set()
     run = Run(release.spec, warehouse)
+    run.folder = folder.of_line(release.line)
     progress.update("report", 0, release.rows, "rows")
     history = parts.read(lambda: _history(folder, parts), list[Line]())
     optimization = parts.read(lambda: read_json(folder.optimization), None)
+    comparison = parts.read(lambda: read_json(warehouse.comparison(name)), None)
     codec = parts.read(lambda: CodecChain.load(folder.codecs / release.codec), None)
     table = release.spec.store.table(warehouse.tables, release.table)
     size = parts.read(table.size_bytes, None)
@@ -93,7 +102,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     before, changes = parts.read(
         lambda: changes_of(run, releases, release, history), Changes(None, [])
     )
-    figures = charts(history, optimization, *_spectrum(codec))
+    figures = charts(history, optimization, *_spectrum(codec), comparison)
     descriptions = {name: check.description for name, check in CHECKS.items()}
     values = dict[str, Any](
         name=name,
@@ -120,12 +129,14 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         charts={title: figure.to_dict() for title, figure in figures.items()},
         absent=ABSENT,
         size=SIZE,
+        models=MODELS,
+        comparison=comparison,
         optimization=_optimization(optimization),
         map=points,
         problems=parts.problems,
     )
     page = _render(**values)
-    path = warehouse.root / "reports" / f"{name}.html"
+    path = warehouse.reports / f"{name}.html"
     write_atomic(path, page)
     return Report(
         path,

@@ -95,12 +95,14 @@ def _optimize(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
 
 def _compare(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     """Measure models; nothing of the pipeline changes."""
-    from embedding_pipelines.compare import compare_models
+    from embedding_pipelines.compare import compare_models, write_comparison
 
     spec = find_pipeline(record.pipeline, home)
     models = [parse_model(text) for text in record.options["models"]]
     with Run(spec, Warehouse(home), progress) as run:
-        return asdict(compare_models(run, models, record.options["documents"]))
+        comparison = compare_models(run, models, record.options["documents"])
+    write_comparison(run.warehouse, comparison)
+    return asdict(comparison)
 
 
 def _deploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:

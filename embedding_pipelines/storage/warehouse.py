@@ -443,6 +443,11 @@ class Warehouse:
         self.batch_jobs = self.root / "batch_jobs"
         self.forgotten = self.root / "forgotten"  # what never comes back, a file per pipeline
         self.pushed = self.root / "pushed"  # what programs have pushed, a folder per pipeline
+        self.reports = self.root / "reports"  # NAME.html, a page per pipeline
+
+    def comparison(self, name: str) -> Path:
+        """What `compare` measured last, for the pipeline's report."""
+        return self.reports / f"{name}.comparison.json"
 
     def batch_jobs_lock(self, timeout_seconds: float = -1) -> AbstractContextManager[None]:
         """Hold the batch jobs, which pipelines of one model share, to submit or collect them.

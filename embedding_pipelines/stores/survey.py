@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._lance import batches_of, call
 from embedding_pipelines.stores._manifest import named_by, rows_of_fragments
@@ -22,7 +23,40 @@ if TYPE_CHECKING:
 
 MANIFEST = ".manifest"
 SMALL_FILE_ROWS = 100_000  # as LanceDB's own statistics count
+IDS = ("chunk_id", "id", "_id", "uuid", "key", "pk", "doc_id", "document_id")  # in this order
+TEXTS = ("text", "content", "page_content", "chunk", "body", "document", "passage", "title")
+NUMBERS = (pa.types.is_floating, pa.types.is_integer)
 VECTOR_INDEX = re.compile(r"ivf|hnsw", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are, by their names and types."""
+
+    vectors: tuple[str, ...]
+    id: str | None
+    text: str | None
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> "Columns":
+        vectors = tuple(field.name for field in schema if _is_vector(field.type))
+        names = {field.name.lower(): field.name for field in schema}
+        texts = [field.name for field in schema if _is_text(field.type)]
+        id = next((names[name] for name in IDS if name in names), None)
+        text = next((names[name] for name in TEXTS if names.get(name) in texts), None)
+        others = [name for name in texts if name != id]
+        return cls(vectors, id, text or next(iter(others), None))
+
+
+def _is_vector(type: pa.DataType) -> bool:
+    is_list = pa.types.is_fixed_size_list(type) or pa.types.is_list(type)
+    if not is_list or not any(test(type.value_type) for test in NUMBERS):
+        return False
+    return bool(pa.types.is_fixed_size_list(type) or pa.types.is_floating(type.value_type))
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
 
 
 @dataclass(frozen=True)
@@ -121,9 +155,14 @@ class Survey:
 
 
 @contextlib.contextmanager
-def survey(folder: Path) -> Iterator[Survey]:
-    """The table in a folder `NAME.lance`. Raises StoreError if it cannot be opened."""
+def open_table(folder: Path) -> Iterator[Survey]:
+    """The table in a folder `NAME.lance`. Raises ConfigError if there is none, StoreError if it cannot
+    be opened."""
     folder = folder.absolute()
+    if not (folder / "_versions").is_dir():
+        tables = sorted(entry.name for entry in folder.glob("*.lance")) if folder.is_dir() else []
+        others = f" There are {', '.join(tables[:10])} in it: name one." if tables else ""
+        raise ConfigError(f"{folder} is no LanceDB table, which is a folder NAME.lance.{others}")
     name = folder.name.removesuffix(".lance")
     with _lance.explain_open_errors(folder.parent, name, None):
         table = call(call(_lance.connect, _lance.address(folder.parent)).open_table, name)

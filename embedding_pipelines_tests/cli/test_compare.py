@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.test_compare import FEW, PIPELINE, ROWS
@@ -25,6 +26,7 @@ def test_compare_shows_figures_costs_and_what_is_proven(
     [result] = command("compare", "tales", FEW, "--documents", "80", "--json").results
     assert [row["dimensions"] for row in result["models"]] == [256, 8]
     assert result["models"][1]["differences"]["known_item_mrr"]["high"] < 0
+    assert Warehouse(home).comparison("tales").exists()  # for the report
     wrong = command("compare", "tales", "minlm")
     assert (wrong.code, wrong.out) == (1, "")
     assert "Did you mean 'minilm'" in wrong.err

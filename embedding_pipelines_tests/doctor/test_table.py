@@ -237,3 +237,22 @@ def test_the_command_prints_a_line_for_each_finding_and_ends_with_1(
     (result,) = command("doctor", "--table", str(tmp_path / "t.lance"), "--json").results
     assert result["well"] is False
     assert result["findings"][1]["figures"]["repeated_ids"] == 1_199
+
+
+def test_the_command_compares_models_on_the_table(
+    tmp_path: Path, home: Path, texts: list[str], vectors: NDArray[np.float32], command: Command
+) -> None:
+    write(tmp_path, range(1_200), texts, vectors)
+    options = (
+        "--table",
+        str(tmp_path / "t.lance"),
+        "--model",
+        "{provider: hashing, dimensions: 64}",
+    )
+    said = command("doctor", *options)
+    assert said.code == 0, said.err
+    assert "the table's vectors, asked with hashing is not proven to differ from" in said.out
+    _, comparison = command("doctor", *options, "--json").results
+    assert [row["dimensions"] for row in comparison["models"]] == [64, 64]
+    assert comparison["all_documents"] == 1_200
+    assert "doctor --model is for --table" in command("doctor", "--model", "minilm").err

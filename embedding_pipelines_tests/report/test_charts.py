@@ -13,6 +13,7 @@ from embedding_pipelines.report.charts import (
     DRIFT,
     LATENCY,
     LINES,
+    MODELS,
     RECALL,
     SIZE,
     THROUGHPUT,
@@ -131,6 +132,19 @@ def test_a_change_is_marked_only_between_releases_that_are_drawn() -> None:
     assert len(charts(history, None, None)[RECALL].layout.shapes) == 2
 
 
+def test_models_that_were_compared_stand_below_one_another_with_their_intervals() -> None:
+    values = {"mean": 0.7, "low": 0.6, "high": 0.9}
+    own = {"model": "hf:<b>", "figures": {"ndcg_at_10": values, "known_item_mrr": values}}
+    other = {"model": "hashing", "figures": {"known_item_mrr": values | {"mean": 0.65}}}
+    figure = charts([], None, None, comparison={"models": [own, other]})[MODELS]
+    judged, items = figure.data
+    assert (list(judged.y), list(judged.x)) == (["hf:&lt;b&gt;"], [0.7])
+    assert (list(items.y), list(items.x)) == (["hf:&lt;b&gt;", "hashing"], [0.7, 0.65])
+    assert list(items.error_x.array) == pytest.approx([0.2, 0.25])
+    assert list(items.error_x.arrayminus) == pytest.approx([0.1, 0.05])
+    assert json.dumps(figure.to_dict(), allow_nan=False)
+
+
 def test_what_would_like_to_be_markup_is_text() -> None:
     hostile = point(64, 0.9, index="<a href='javascript:alert(1)'>")
     figure = charts([], {"points": [hostile]}, None)[SIZE]
@@ -139,7 +153,7 @@ def test_what_would_like_to_be_markup_is_text() -> None:
 
 def test_what_cannot_be_drawn_is_left_out_and_has_a_sentence() -> None:
     assert charts([], None, None) == {}
-    assert set(ABSENT) == {VARIANCE, SIZE, *LINES}
+    assert set(ABSENT) == {MODELS, VARIANCE, SIZE, *LINES}
     assert charts([line(1)], {"points": []}, np.empty(0, np.float32)) == {}
     assert COST not in charts([line(1, usd=0.0), line(2, usd=0.0)], None, None)
 

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
+from embedding_pipelines.compare import compare_models, write_comparison
 from embedding_pipelines.diff.diff import metric_changes
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report import map as report_map
-from embedding_pipelines.report.charts import COST, DRIFT, RECALL, SIZE, VARIANCE
+from embedding_pipelines.report.charts import COST, DRIFT, MODELS, RECALL, SIZE, VARIANCE
 from embedding_pipelines.report.map import KINDS, _column
 from embedding_pipelines.report.page import Report, _measure, write_report
 from embedding_pipelines.report.searches import TEXT_CHARACTERS
+from embedding_pipelines.spec.load import parse_model
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
@@ -171,6 +173,20 @@ def test_the_page_says_what_is_live_and_what_was_measured(page: Page) -> None:
     assert "✓ passed counts_add_up" in page.text
     assert "Not measured: knn_accuracy" in page.text
     assert ", ndcg_at_10," in page.text
+
+
+def test_the_page_shows_which_models_were_compared_last(built: Path) -> None:
+    with run_of(built, "p") as run:
+        comparison = compare_models(run, [parse_model("{provider: hashing, dimensions: 8}")])
+        write_comparison(run.warehouse, comparison)
+    try:
+        page = write_page(built)[1]
+    finally:
+        Warehouse(built).comparison("p").unlink()
+    assert MODELS in page.charts
+    (items,) = page.values["charts"][MODELS]["data"]
+    assert items["x"] == [row.figures["known_item_mrr"].mean for row in comparison.models]
+    assert "compare on 30 of 30 documents" in page.text
 
 
 def test_every_chart_is_a_figure_or_a_sentence(page: Page) -> None:
