@@ -61,7 +61,7 @@ class Split:
     train: Relevance
     held_out: dict[str, Relevance]  # by where they come from: judged, pairs, known_items
     held: frozenset[str]  # documents that judge candidates
-    left_out: int  # queries with documents on both sides, or with none in the corpus
+    left_out: int  # queries with no document in the corpus
 
     def holds_out(self, document: str) -> bool:
         """Whether a document judges and is not trained on."""
@@ -99,11 +99,11 @@ def collect(run: Run, options: Finetuning) -> tuple[Split, Corpus]:
         if query_key(query) in own_queries:
             continue
         answers = [name for name, grade in documents.items() if grade > 0 and name in names]
-        sides = {split.holds_out(name) for name in answers}
-        if sides == {True}:
+        to_train = sorted(name for name in answers if not split.holds_out(name))
+        if to_train:  # it judges nothing, whatever else answers it
+            train[query] = {name: documents[name] for name in to_train}
+        elif answers:
             pairs[query] = documents
-        elif sides == {False}:
-            train[query] = {name: documents[name] for name in sorted(answers)}
         else:
             left_out += 1
     groups: dict[str, Relevance] = {
@@ -136,9 +136,8 @@ def _require_enough(run: Run, options: Finetuning, split: Split) -> None:
     raise SourceError(
         f"finetune.pairs: {options.pairs} gives {train:,} queries to train on and {held_out:,} to judge "
         f"the model by; each has to be {LEAST_QUERIES} or more. {split.left_out:,} others are of no "
-        "document of the pipeline, or of documents on both sides: a tenth of the documents is held "
-        f"out, and all {len(split.held):,} that judge candidates. Give it more pairs or documents, or "
-        "lower evaluation.known_items."
+        f"document of the pipeline. A tenth of the documents is held out, and all {len(split.held):,} "
+        "that judge candidates. Give it more pairs or documents, or lower evaluation.known_items."
     )
 
 

@@ -116,6 +116,21 @@ def test_every_form_of_a_file_of_pairs_is_read(run: Run) -> None:
     assert split.held_out["pairs"][rows[50]["query"]] == {"d3": 1}
 
 
+def test_of_a_query_with_answers_on_both_sides_those_that_do_not_judge_are_trained_on(
+    run: Run,
+) -> None:
+    rows = [{"query": "where are both", "document_id": name} for name in ("d3", "d51", "d52")]
+    rows += [{"query": f"item {n}", "document_id": f"d{n}"} for n in range(NUMBER)]
+    _write(run.warehouse.home / "data" / "both.jsonl", rows)
+    split, _ = collect(run, Finetuning(pairs="data/both.jsonl"))
+    free = {name: 1 for name in ("d51", "d52") if not split.holds_out(name)}
+    assert split.holds_out("d3")
+    assert free
+    assert split.train["where are both"] == free
+    assert "where are both" not in split.held_out["pairs"]
+    assert split.left_out == 0
+
+
 def test_what_is_wrong_with_pairs_is_one_sentence(run: Run) -> None:
     data = run.warehouse.home / "data"
     with pytest.raises(
