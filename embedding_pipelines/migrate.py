@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from embedding_pipelines.compression.base import dimensions_out_of
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.files import (
     delete,
@@ -110,7 +111,9 @@ def start(home: Path, name: str, model: str) -> PipelineSpec:
             f"`embedding-pipelines migrate {spec.name} {_rest(folder)}` first."
         )
     live_release(folder)  # without one there is nothing to keep up
-    if parse_model(model) == spec.model:
+    new = parse_model(model)
+    _require_dimensions(spec, new, home)
+    if new == spec.model:
         raise ConfigError(
             f"Pipeline {spec.name!r} has the model {model} already. Name another one."
         )
@@ -122,6 +125,19 @@ def start(home: Path, name: str, model: str) -> PipelineSpec:
     }
     with _edited(path, options) as edited:
         return edited
+
+
+def _require_dimensions(spec: PipelineSpec, model: ProviderOptions, home: Path) -> None:
+    """Raises ConfigError if the file says `output_dim`, and it is not known that a model gives it."""
+    if spec.output_dim is None:
+        return
+    size = dimensions_out_of(spec.compression, model.known_dimensions(home))
+    if size != spec.output_dim:
+        gives = "may not give" if size is None else f"gives {size} in place of"
+        raise ConfigError(
+            f"Pipeline {spec.name!r}: the new model {gives} the {spec.output_dim} dimensions of "
+            "output_dim. Take output_dim out of the file, for it only checks, and say this again."
+        )
 
 
 def status(run: Run) -> MigrationStatus:

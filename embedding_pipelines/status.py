@@ -41,10 +41,12 @@ from embedding_pipelines.steps.documents import (
     read_files,
 )
 from embedding_pipelines.steps.duplicates import read_duplicates
+from embedding_pipelines.steps.old_line import lines_of
 from embedding_pipelines.steps.output import output_state
 from embedding_pipelines.steps.pending import Pending, pending
+from embedding_pipelines.steps.release import held_back_by
 from embedding_pipelines.steps.repair import damaged_states
-from embedding_pipelines.steps.vector_store import SAMPLE_BYTES, table_state
+from embedding_pipelines.steps.vector_store import SAMPLE_BYTES
 from embedding_pipelines.storage.warehouse import Manifest, Shards, Warehouse
 
 DRIFT = "data_has_not_drifted"  # the check that compares a candidate with the live release
@@ -72,7 +74,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     if spec.migration is not None and live is not None:  # the other line's may be newer
         newest = releases.of_line(live.line)[-1]
     rejected_texts = sum(entry.rejected for entry in _recorded(run, run.folder.embeddings))
-    held_back, activity = _held_back(run, live), last_activity(run)
+    held_back, activity = _held_back(run), last_activity(run)
     state: str = activity.state if activity else ""
     waiting, source = _source(run)
     pushed_waiting = count_waiting(run, live.pushed if live else 0)
@@ -318,13 +320,9 @@ def _live_model(run: Run, live: Release) -> str | None:
     return f"{title}: the pipeline file has changed since; the next run uses its model"
 
 
-def _held_back(run: Run, live: Release | None) -> str | None:
+def _held_back(run: Run) -> str | None:
     """The checks that hold back what the last run wrote, unless it was released with a reason."""
-    state = table_state(run)
-    if live and state and (live.table, live.version) == (state.table, state.version):
-        return None
-    record = current_checks(run)
-    failed = [check for check in record.checks if check.blocks] if record else []
+    failed = [check for line in lines_of(run) for check in held_back_by(line)]
     if not failed:
         return None
     return "by " + "; ".join(f"{check.name}: {_first_sentence(check.sentence)}" for check in failed)

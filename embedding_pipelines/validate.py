@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_pipelines.compression.base import check_chain
+from embedding_pipelines.compression.base import dimensions_out_of
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, SourceError
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.quality.training import check_pairs
@@ -21,7 +21,6 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 MAX_FILES = 20  # whose columns are looked at
 MAX_BYTES = 64 * 2**20  # of such a file: a JSON array is read whole
-ANY_DIMENSIONS = 2**20  # where a model's are not known, what fits into any order and number
 
 
 class Fault(NamedTuple):
@@ -135,11 +134,11 @@ def _of_dimensions(spec: PipelineSpec, home: Path, is_unknown: bool) -> Iterator
     size = None if is_unknown else spec.model.known_dimensions(home)
     chain = spec.compression
     try:
-        actual = check_chain(chain, size or ANY_DIMENSIONS)
+        actual = dimensions_out_of(chain, size)
     except ConfigError as error:
         yield Fault(("compression",), str(error))
         return
-    if size is None and not any(choice.kind in ("pca", "truncate") for choice in chain):
+    if actual is None:
         return
     try:
         spec.store.check(chain[-1].codec.dtype if chain else "float32", actual)

@@ -4,10 +4,14 @@ what it should; whatever is killed in between."""
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines import migrate
@@ -16,17 +20,26 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.forget.forget import forget
+from embedding_pipelines.orchestration.launch import _to_force, _to_retry
 from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.providers.hashing import HashingModel
 from embedding_pipelines.releases import Releases, live_release, read_releases, rollback
+from embedding_pipelines.report.page import write_report
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving.bundle import write_bundle
+from embedding_pipelines.serving.client import EmbeddingPipelines
+from embedding_pipelines.serving.wire import SearchAnswer
 from embedding_pipelines.spec.load import find_file, find_pipeline, read_draft
+from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.embeddings import RETRY, rejected_texts
 from embedding_pipelines.steps.garbage import find_garbage
+from embedding_pipelines.steps.old_line import OldLineStep, lines_of
+from embedding_pipelines.steps.release import FORCE
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines_tests.chain import copy_home, run_of, write_csv, write_pipeline
+from embedding_pipelines_tests.serving.processes import serving
 
 PIPELINE = """\
 source: {kind: csv, path: data/a.csv, id: id, text: [title]}
@@ -39,6 +52,8 @@ evaluation:
   checks: {provider_is_unchanged: off, vectors_belong_to_their_texts: off, input_types_differ: off}
 """
 NEW = "{provider: hashing, dimensions: 128}"
+ANIMALS = ["fox", "owl", "elk", "hen", "cat"]
+LAG_SECONDS = 20.0  # at most, until a server on a busy machine answers from a new release
 MIGRATING = PIPELINE.replace("64}", "128}").replace(
     "partitions", "migration: {old_model: {provider: hashing, dimensions: 64}}\npartitions"
 )
@@ -381,6 +396,19 @@ def test_a_start_names_what_is_wrong_with_its_model(tales: Path) -> None:
     assert (tales / "pipelines/tales.yaml").read_bytes() == before
 
 
+def test_a_start_is_refused_where_the_file_says_the_dimensions_of_the_model_before(
+    tales: Path,
+) -> None:
+    write_pipeline(tales, "tales", PIPELINE + "output_dim: 64\n")
+    before = (tales / "pipelines/tales.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"gives 128 in place of the 64 .* Take output_dim out"):
+        migrate.start(tales, "tales", NEW)
+    assert (tales / "pipelines/tales.yaml").read_bytes() == before
+    cut = "compression: [{kind: truncate, dimensions: 32}]\noutput_dim: 32\n"
+    write_pipeline(tales, "tales", PIPELINE + cut)  # which is right of both
+    assert migrate.start(tales, "tales", NEW).output_dim == 32
+
+
 def test_a_start_needs_a_release_and_one_migration_at_a_time(home: Path) -> None:
     write_pipeline(home, "tales", PIPELINE)
     write(home, "fox")
@@ -396,12 +424,81 @@ def test_a_start_needs_a_release_and_one_migration_at_a_time(home: Path) -> None
         find_pipeline("tales", home)
 
 
+def test_what_is_held_back_of_either_line_can_be_released_with_a_reason(tales: Path) -> None:
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    write_csv(tales, "a.csv", [(n, tale(n), "") for n in range(10)])
+    file = tales / "pipelines/tales.yaml"
+    file.write_text(file.read_text().replace("may_shrink: 1", "may_shrink: 0.1"))
+    with pytest.raises(ReleaseError, match="failed not_worse_than_live"):
+        run(tales)
+    with run_of(tales, "tales") as now:
+        held_back = pipeline_status(now.spec, now.warehouse)["held_back"]
+        assert "not_worse_than_live" in held_back
+        assert _to_force(now.spec, now.warehouse, "right") == (
+            ["old_line"],
+            {"old_line": {FORCE: "right"}},
+        )
+        for _ in OldLineStep().work(now, [], {FORCE: "right"}):
+            pass
+        assert (live_release(now.folder).rows, live_release(now.folder).forced) == (10, "right")
+    run(tales)  # the new line is compared with what is live now
+    assert phase_of(tales).phase == "ready"
+    with run_of(tales, "tales") as now:
+        names, config = _to_force(now.spec, now.warehouse, "right")
+        assert (names, config) == (["release"], {"release": {FORCE: "right"}})
+
+
+def test_rejected_texts_of_both_lines_are_sent_again(
+    tales: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = HashingModel.embed
+
+    def rejecting(model: Any, inputs: Any, input_type: Any) -> Any:
+        refused = {at: "not now" for at, text in enumerate(inputs) if "owl" in text}
+        response = embed(model, inputs, input_type)
+        response.vectors[list(refused)] = np.nan
+        return replace(response, rejected=refused)
+
+    migrate.start(tales, "tales", NEW)
+    write(tales, "owl")
+    with monkeypatch.context() as patch:
+        patch.setattr(HashingModel, "embed", rejecting)
+        run(tales)
+    with run_of(tales, "tales") as now:
+        assert [rejected_texts(line) for line in lines_of(now)] == [1, 1]
+        names, config = _to_retry(now.spec, now.warehouse)
+        assert config == {"embeddings": {RETRY: True}, "old_line": {RETRY: True}}
+        assert names[:2] == ["old_line", "embeddings"]
+        for step in steps_of(now.spec):
+            if step.name in (*names, "checks"):  # which Dagster runs with the table
+                for _ in step.work(now, now.spec.partition_names, config.get(step.name)):
+                    pass
+        assert [rejected_texts(line) for line in lines_of(now)] == [0, 0]
+    assert first(tales, "owl")[1] == tale(3, "owl")
+
+
+def test_after_the_cutover_the_report_reads_what_the_new_line_has_rejected(tales: Path) -> None:
+    migrate.start(tales, "tales", NEW)
+    run(tales)
+    assert "rolled back" not in page_of(tales)  # the new line waits
+    cut_over(tales)
+    with run_of(tales, "tales") as now:
+        columns = {"file": ["a.csv"], "row": [9], "reason": ["of the new line"], "raw": [b"x"]}
+        pq.write_table(pa.table(columns), now.folder.rejected)
+    assert "of the new line" in page_of(tales)
+
+
+def page_of(home: Path) -> str:
+    return write_report(Warehouse(home), "tales", Silent()).path.read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_a_migration_under_load_answers_every_query_with_what_was_released(
     tales: Path, sent: Counter[tuple[int, str, str]]
 ) -> None:
     """A reader searches all the while; edits, runs, cutover, rollback and abort go on."""
-    animals = ["fox", "owl", "elk", "hen", "cat"]
+    animals = ANIMALS
     done, problems, answers = [0], list[str](), Counter[int]()
     is_over = threading.Event()
 
@@ -436,4 +533,81 @@ def test_a_migration_under_load_answers_every_query_with_what_was_released(
         reader.join()
     assert problems == []
     assert len(answers) >= 4  # of both lines
+    assert max(sent[each] for each in sent if each[1] == "document") == 1
+
+
+class Asking:
+    """Threads that ask a server for the third tale, again and again, without a second try. An answer
+    is stale if a newer one was given before its query was sent."""
+
+    def __init__(self, address: str) -> None:
+        self.answers, self.problems = Counter[tuple[int, int]](), list[str]()
+        self._address, self._is_over, self._newest = address, threading.Event(), 0
+        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
+
+    def __enter__(self) -> "Asking":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        texts = [tale(3, animal) for animal in ANIMALS]
+        with EmbeddingPipelines("", self._address, retries=0) as client:
+            while not self._is_over.is_set():
+                newest = self._newest
+                try:
+                    answer = client.search("tales", texts[newest], 1)
+                    assert isinstance(answer, SearchAnswer)  # of one query
+                    which = texts.index(answer.hits[0].text)
+                except Exception as error:  # noqa: BLE001  # any is a query without an answer
+                    self.problems.append(repr(error))
+                    continue
+                self.answers[answer.release, which] += 1
+                if which < newest:
+                    self.problems.append(f"{which} after {newest}")
+                self._newest = max(self._newest, which)
+                time.sleep(0.005)
+
+    def wait_for(self, release: int | None, which: int) -> None:
+        """Until the server answers from a release, with a tale that nobody asked for before."""
+        end = time.monotonic() + LAG_SECONDS
+        while not self.answers[release or 0, which]:
+            assert time.monotonic() < end, (release, which, self.answers, self.problems)
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_server_answers_every_query_while_its_pipeline_migrates_and_documents_change(
+    tales: Path, sent: Counter[tuple[int, str, str]]
+) -> None:
+    run(tales)
+    with serving(tales) as address, Asking(address) as asking:
+        asking.wait_for(1, 0)
+        migrate.start(tales, "tales", NEW)
+        for number, animal in enumerate(ANIMALS[1:], 1):
+            write(tales, animal)
+            run(tales)
+            asking.wait_for(releases_of(tales).live, number)
+            if number == 2:
+                asking.wait_for(cut_over(tales), number)
+        old = phase_of(tales).old_release
+        rollback(folder_of(tales), old)
+        asking.wait_for(old, len(ANIMALS) - 1)
+        kept = contents(tales)
+        migrate.abort(tales, "tales", Silent())
+        now = contents(tales)
+        before = asking.answers.total()
+        while asking.answers.total() < before + 20 and not asking.problems:
+            time.sleep(0.02)
+    assert asking.problems == []
+    assert {release for release, _ in asking.answers} > {1, old}
+    assert {
+        name: content for name, content in kept.items() if name in now and "releases" not in name
+    } == {name: content for name, content in now.items() if "releases" not in name}
+    assert not [name for name in now if "new_line/" in name]
     assert max(sent[each] for each in sent if each[1] == "document") == 1

@@ -81,7 +81,7 @@ def run(
             with open_run(spec) as pipeline:
                 embed_anew(pipeline)
     for spec in specs:
-        if share is not None and spec.model.uses_batch_jobs:
+        if share is not None and any(model.uses_batch_jobs for model in spec.models):
             yield Problem(
                 f"{spec.name}: run --until does not go with batch jobs, which take all texts at "
                 "once. Leave it out, or set a budget.",
@@ -116,17 +116,20 @@ def retry(name: Name) -> Outcomes:
     """
     from embedding_pipelines.remote import refresh
     from embedding_pipelines.steps.embeddings import rejected_texts
+    from embedding_pipelines.steps.old_line import lines_of
 
     spec = load_spec(name)
-    with open_run(spec) as run:
+    with contextlib.ExitStack() as stack:
+        run = open_run(spec)
         refresh(run.warehouse, spec.name)
-        before = rejected_texts(run)
+        both = [stack.enter_context(line) for line in lines_of(run)]
+        before = sum(map(rejected_texts, both))
         if not before:
             result = {"pipeline": spec.name, "rejected": 0, "accepted": 0}
             yield Output([result], partial(say, f"{spec.name}: no text is rejected."))
             return
         done, problem = run_one(spec, retry_rejected=True)
-        left = rejected_texts(run)
+        left = sum(map(rejected_texts, both))
     lines = [f"{spec.name}: {before - left:,} of {counted(before, 'rejected text')} accepted."]
     if left:
         lines.append(f"Why the others are not: embedding-pipelines rejected {spec.name}")

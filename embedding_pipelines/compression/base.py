@@ -23,6 +23,7 @@ from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.vectors import Distance, Vectors, cosine, unit
 
+ANY_DIMENSIONS = 2**20  # where a model's are not known, what fits into any order and number
 Codes = NDArray[Any]
 Dtype = Literal["float32", "float16", "int8", "binary"]
 
@@ -180,6 +181,14 @@ class Reducer(Compressor):
                 f"{dimensions}. Set dimensions to {dimensions} or less."
             )
         return self.dimensions
+
+
+def dimensions_out_of(compressors: Sequence[Compressor], dimensions: int | None) -> int | None:
+    """As `check_chain`, for a model whose own dimensions may not be known; None if the chain does not
+    tell either."""
+    is_cut = any(choice.kind in ("pca", "truncate") for choice in compressors)
+    actual = check_chain(compressors, dimensions or ANY_DIMENSIONS)
+    return actual if is_cut or dimensions is not None else None
 
 
 def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:

@@ -69,7 +69,7 @@ def _definitions(spec: PipelineSpec, home: Path) -> dg.Definitions:
     )
     schedule = pipeline_schedule(spec, home)
     sensors = [pipeline_sensor(spec, home)]
-    if spec.model.uses_batch_jobs:
+    if any(model.uses_batch_jobs for model in spec.models):
         sensors.append(batch_sensor(spec, home))
     return dg.Definitions(
         assets=pipeline_assets(spec, home),

@@ -28,10 +28,13 @@ from embedding_pipelines.orchestration.resources import LogProgress, locked_ware
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import writing
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
-from embedding_pipelines.steps.embeddings import RETRY
+from embedding_pipelines.steps.embeddings import RETRY, EmbeddingsStep
+from embedding_pipelines.steps.old_line import OldLineStep, old_line_of
+from embedding_pipelines.steps.release import FORCE, ReleaseStep, held_back_by
 from embedding_pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -80,13 +83,9 @@ def run_pipeline(
         names: list[str] | None = None
         config = dict[str, Any]()
         if force_reason:
-            chain = itertools.dropwhile(lambda step: step.name != "release", steps_of(spec))
-            names = [step.name for step in chain]
-            config = {"release": {"force_reason": force_reason}}
+            names, config = _to_force(spec, warehouse, force_reason)
         elif retry_rejected:
-            chain = itertools.dropwhile(lambda step: step.name != "embeddings", steps_of(spec))
-            names = [step.name for step in chain if step.is_asset]
-            config = {"embeddings": {RETRY: True}}
+            names, config = _to_retry(spec, warehouse)
         ops = {f"{spec.name}__{step}": {"config": values} for step, values in config.items()}
         try:
             result = job.execute_in_process(
@@ -109,6 +108,35 @@ def run_pipeline(
             )
         problem = "" if result.success else problem_of(result, instance_folder(home))
         return Outcome(result.run_id, problem)
+
+
+Chosen = tuple[list[str], dict[str, Any]]  # steps, and their options
+
+
+def _to_force(spec: PipelineSpec, warehouse: Warehouse, reason: str) -> Chosen:
+    """What releases the lines that are held back; of one that is not, the reason is told."""
+    run, names, config = Run(spec, warehouse), list[str](), dict[str, Any]()
+    old = old_line_of(run)
+    if old is not None and held_back_by(old):
+        names, config = [OldLineStep.name], {OldLineStep.name: {FORCE: reason}}
+    if not names or held_back_by(run):
+        names += _from(spec, ReleaseStep.name)
+        config |= {ReleaseStep.name: {FORCE: reason}}
+    return names, config
+
+
+def _to_retry(spec: PipelineSpec, warehouse: Warehouse) -> Chosen:
+    """What sends the rejected texts of both lines again, and does what follows."""
+    lines = [EmbeddingsStep.name]
+    lines += [OldLineStep.name] if old_line_of(Run(spec, warehouse)) is not None else []
+    names = [*lines[1:], *_from(spec, EmbeddingsStep.name)]
+    return names, {name: {RETRY: True} for name in lines}
+
+
+def _from(spec: PipelineSpec, first: str) -> list[str]:
+    """The assets of the chain from a step on."""
+    chain = itertools.dropwhile(lambda step: step.name != first, steps_of(spec))
+    return [step.name for step in chain if step.is_asset and step.name != OldLineStep.name]
 
 
 def run_work(

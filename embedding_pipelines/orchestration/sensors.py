@@ -6,6 +6,7 @@ ended.
 and passes on its answer.
 """
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -28,8 +29,9 @@ from embedding_pipelines.orchestration.source import (
     listing_version,
     observe,
 )
-from embedding_pipelines.run import Run, line_of
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.old_line import lines_of
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.storage.warehouse import parse_state
 
@@ -204,34 +206,54 @@ def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     def sensor(
         context: dg.SensorEvaluationContext, warehouse: WarehouseResource
     ) -> dg.SensorResult:
-        opened = warehouse.open(home)
+        opened, nothing = warehouse.open(home), "No batch job is running."
         end_dead_runs(context.instance, opened)
-        marker, nothing = (
-            opened.pipeline(spec.name, line_of(spec)).batch_jobs,
-            "No batch job is running.",
-        )
-        if not marker.exists():
-            return dg.SensorResult(skip_reason=nothing)
         try:
-            # Within the lock nobody replaces or removes the marker.
-            with opened.batch_jobs_lock(timeout_seconds=0), Run(spec, opened) as run:
-                mine = set((read_json(marker) or {"batches": []})["batches"])
-                if not mine:
+            with contextlib.ExitStack() as stack:
+                lines = [stack.enter_context(line) for line in lines_of(Run(spec, opened))]
+                lines = [
+                    line
+                    for line in lines
+                    if line.spec.model.uses_batch_jobs and line.folder.batch_jobs.exists()
+                ]
+                if not lines:
                     return dg.SensorResult(skip_reason=nothing)
-                jobs = BatchJobs(opened.batch_jobs, run.model, run.cache, "document", attempts=1)
-                # Those that another pipeline's run has collected are on record no more.
-                collected = mine - {job.tag for job in jobs.jobs()}
-                ready = sorted({*collected, *jobs.finished()})
-                reason = "" if ready else str(jobs.running())
-                # Dagster starts one run per key: if that one failed, it is asked for again after a
-                # while.
-                again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)
+                # Within the lock nobody replaces or removes a marker.
+                stack.enter_context(opened.batch_jobs_lock(timeout_seconds=0))
+                states = [state for line in lines if (state := _jobs_of(line)) is not None]
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        if not ready:
-            return dg.SensorResult(skip_reason=reason)
+        if not (ended := [state for state in states if state.ready]):
+            reasons = dict.fromkeys(state.words for state in states)
+            return dg.SensorResult(skip_reason=" ".join(reasons) or nothing)
+        ready = sorted(set[str]().union(*(state.ready for state in ended)))
+        # Dagster starts one run per key: if that one failed, it is asked for again after a while.
+        again = int((time.time() - max(state.written_at for state in ended)) / AGAIN_SECONDS)
         tags = {**all_partitions(spec), "why": "a batch job has ended"}
         request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=tags)
         return dg.SensorResult(run_requests=[request])
 
     return sensor
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """The batch jobs of a line: the names of those that have ended, how the others stand, and when
+    that was put on record."""
+
+    ready: set[str]
+    words: str
+    written_at: float
+
+
+def _jobs_of(run: Run) -> _Jobs | None:
+    """None without any."""
+    marker = run.folder.batch_jobs
+    own = set((read_json(marker) or {"batches": []})["batches"])
+    if not own:
+        return None
+    folder = run.warehouse.batch_jobs
+    jobs = BatchJobs(folder, run.model, run.cache, "document", attempts=1)
+    # Those that another pipeline's run has collected are on record no more.
+    ready = {*(own - {job.tag for job in jobs.jobs()}), *jobs.finished()}
+    return _Jobs(ready, "" if ready else str(jobs.running()), marker.stat().st_mtime)

@@ -37,6 +37,8 @@ def verdict_of(run: Run, releases: Releases, live: Release | None) -> Verdict:
     """From what is on record; without a live release of the newest table. Raises StoreError if that
     is damaged."""
     state, record, newest = table_state(run), read_checks(run), releases.newest
+    if live is not None:  # the other line's, while it migrates, waits for the cutover
+        newest = releases.of_line(live.line)[-1]
     if live is None:
         stays = "There is no release yet, so searches have nothing to open"
     else:

@@ -304,6 +304,11 @@ class PipelineSpec(BaseModel):
         return self.source.metadata_types | self.model.metadata_types
 
     @property
+    def models(self) -> list[ProviderOptions]:
+        """Those that its runs embed with: while it migrates also the one that it leaves."""
+        return [self.model, *([self.migration.old_model] if self.migration else [])]
+
+    @property
     def partition_names(self) -> list[str]:
         """`b00` … in order."""
         width = max(2, len(str(self.partitions - 1)))

@@ -4,8 +4,10 @@ up, by the whole chain, in the place where it has always been.
 Searches read it until the cutover, and may go back to it for `migration.keep_old_days` after that.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import read_json
@@ -14,7 +16,12 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step
+from embedding_pipelines.steps.embeddings import RETRY, EmbeddingsStep
+from embedding_pipelines.steps.release import FORCE, ReleaseStep
 from embedding_pipelines.storage.warehouse import NEW_LINE
+
+# With which step of the line a run with an option begins.
+FIRST: Mapping[str, str] = {RETRY: EmbeddingsStep.name, FORCE: ReleaseStep.name}
 
 
 class OldLineStep(Step):
@@ -24,6 +31,7 @@ class OldLineStep(Step):
         "go back to it."
     )
     sentence = "{words}"
+    options = (*EmbeddingsStep.options, *ReleaseStep.options)
 
     def applies(self, spec: PipelineSpec) -> bool:
         return spec.migration is not None
@@ -45,11 +53,13 @@ class OldLineStep(Step):
         return _report(reports, changed=False)
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
-        """All of the chain for the old model. Raises ConfigError if both models are one space, and
-        as the steps do."""
-        yield self.current(run) or self._keep_up(run)
+        """All of the chain for the old model; with an option of a step, what comes from there on.
+        Raises ConfigError if both models are one space, and as the steps do."""
+        values = {name: value for name, value in (options or {}).items() if value}
+        report = None if values else self.current(run)
+        yield report or self._keep_up(run, values)
 
-    def _keep_up(self, run: Run) -> StepReport:
+    def _keep_up(self, run: Run, options: Mapping[str, Any]) -> StepReport:
         old = old_line_of(run)
         assert old is not None
         reports = list[StepReport]()
@@ -60,8 +70,11 @@ class OldLineStep(Step):
                     f"Pipeline {run.spec.name!r}: migration.old_model gives the vectors that `model` "
                     "gives, so there is nothing to migrate. Leave `migration` out."
                 )
-            for step in _chain(old):
-                own = list(step.work(old, old.spec.partition_names))
+            first = next((FIRST[name] for name in options), None)
+            steps = itertools.dropwhile(lambda step: first not in (None, step.name), _chain(old))
+            for step in steps:
+                values = {each.name: options.get(each.name) for each in step.options}
+                own = list(step.work(old, old.spec.partition_names, values))
                 reports.append(sum_reports(step.name, own) if step.partitioned else own[0])
         return _report(reports, changed=any(report.changed for report in reports))
 
@@ -75,6 +88,12 @@ def old_line_of(run: Run) -> Run | None:
     if until is not None and datetime.now(UTC) > until:
         return None
     return Run(run.spec, run.warehouse, run.progress, is_old_line=True)
+
+
+def lines_of(run: Run) -> list[Run]:
+    """The run, and the old line where that is kept up, which the caller closes."""
+    old = old_line_of(run)
+    return [run] if old is None else [run, old]
 
 
 def is_cut_over(run: Run) -> bool:
@@ -100,10 +119,10 @@ def _chain(old: Run) -> list[Step]:
 
 def _report(reports: Sequence[StepReport], changed: bool) -> StepReport:
     values = {report.step: report.statistics for report in reports}
-    release, embeddings = values["release"], values["embeddings"]
+    release, embedded = values["release"], values.get("embeddings", {}).get("embedded", 0)
     words = (
-        f"{release['rows']:,} rows, {embeddings['embedded']:,} embedded, release "
-        f"{release['release']}, live: {release['live']}"
+        f"{release['rows']:,} rows, {embedded:,} embedded, release {release['release']}, "
+        f"live: {release['live']}"
     )
     statistics = {"words": words, "rows": release["rows"], "release": release["release"]}
     return StepReport(OldLineStep.name, changed, statistics)

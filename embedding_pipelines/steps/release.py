@@ -6,6 +6,7 @@ from typing import Any
 
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.quality.base import Outcome
 from embedding_pipelines.quality.evaluate import STRUCTURE
 from embedding_pipelines.releases import (
     Release,
@@ -21,7 +22,7 @@ from embedding_pipelines.releases import (
 from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Option, Options, Reports, Step
-from embedding_pipelines.steps.checks import CheckRecord, read_checks
+from embedding_pipelines.steps.checks import CheckRecord, current_checks, read_checks
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.vector_store import (
     TableState,
@@ -30,6 +31,8 @@ from embedding_pipelines.steps.vector_store import (
     stored_space,
     table_state,
 )
+
+FORCE = "force_reason"  # the step's option
 
 
 class ReleaseStep(Step):
@@ -42,9 +45,7 @@ class ReleaseStep(Step):
     sentence = "release {release}, live: {live}"
     row_statistic = "rows"
     identity = ("release",)
-    options = (
-        Option("force_reason", "", "Why to release what quality checks block; empty: do not."),
-    )
+    options = (Option(FORCE, "", "Why to release what quality checks block; empty: do not."),)
 
     def configuration(self, spec: PipelineSpec) -> str:
         own = [] if spec.permissions is None else [spec.permissions]
@@ -69,7 +70,7 @@ class ReleaseStep(Step):
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """The option `force_reason` says why to release a table that quality checks block."""
-        yield release(run, (options or {}).get("force_reason", ""))
+        yield release(run, (options or {}).get(FORCE, ""))
 
 
 def release(run: Run, force_reason: str = "") -> StepReport:
@@ -123,6 +124,16 @@ def release(run: Run, force_reason: str = "") -> StepReport:
     append_history(run.folder, candidate, run.usage())
     _drop_tables(run, releases)
     return StepReport(ReleaseStep.name, True, _statistics(candidate, releases))
+
+
+def held_back_by(run: Run) -> list[Outcome]:
+    """The checks that hold back the newest table version of the run's line; none if it is
+    released."""
+    state, record = table_state(run), current_checks(run)
+    stored = [(entry.table, entry.version) for entry in read_releases(run.folder).releases]
+    if state is None or record is None or (state.table, state.version) in stored:
+        return []
+    return [check for check in record.checks if check.blocks]
 
 
 def own_releases(run: Run, releases: Releases) -> list[Release]:

@@ -181,6 +181,33 @@ def test_only_a_pipeline_that_is_answered_later_has_the_sensor_and_it_is_on(
     assert on["notes_batch_sensor"] is dg.DefaultSensorStatus.RUNNING
 
 
+def test_the_sensor_watches_the_batches_of_a_model_that_the_pipeline_leaves(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    later(home, server)
+    migrate_from_later(home)
+    spec = find_pipeline("notes", home)
+    names = {sensor.name for sensor in pipeline_definitions([spec], home).sensors or ()}
+    assert "notes_batch_sensor" in names
+    assert skipped(tick(spec, instance, "batch")) == "No batch job is running."
+    assert run(spec, instance).success
+    assert skipped(tick(spec, instance, "batch")).startswith("40 texts are in 1 batch job since")
+    server.finish_all()
+    assert asked(tick(spec, instance, "batch")).tags["why"] == "a batch job has ended"
+    assert run(spec, instance).success
+    assert skipped(tick(spec, instance, "batch")) == "No batch job is running."
+
+
+def migrate_from_later(home: Path) -> None:
+    """The model that answers later is the one that the pipeline leaves."""
+    path = home / "pipelines" / "notes.yaml"
+    text = path.read_text()
+    before = next(line for line in text.splitlines() if line.startswith("model: "))
+    old = before.removeprefix("model: ")
+    new = f"model: {{provider: hashing, dimensions: 32}}\nmigration: {{old_model: {old}}}"
+    path.write_text(text.replace(before, new))
+
+
 def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     home: Path, instance: dg.DagsterInstance, server: BatchServer
 ) -> None:
