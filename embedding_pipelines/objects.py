@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -91,6 +91,10 @@ class Bucket:
         self.address = address
         self._store = store
         self._errors = need("obstore.exceptions", "buckets")
+
+    def __reduce__(self) -> tuple[Callable[[str], "Bucket"], tuple[str]]:
+        """Another process opens it with the credentials of its own environment."""
+        return _reopened, (self.address,)
 
     def uri(self, key: str) -> str:
         return f"{self.address}/{key}"
@@ -262,6 +266,10 @@ def open_folder(path: Path) -> Bucket:
     """A folder of this machine that stands for a bucket."""
     stores = need("obstore.store", "buckets")
     return Bucket(path.as_uri(), stores.LocalStore(path, mkdir=True))
+
+
+def _reopened(address: str) -> Bucket:
+    return open_bucket(f"{address}/")[0]
 
 
 def open_bucket(uri: str, patience_seconds: float = RETRY_SECONDS) -> tuple[Bucket, str]:

@@ -27,7 +27,7 @@ from embedding_pipelines.sources.push import Push
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.space import require_same_space
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.documents import forgotten_by
+from embedding_pipelines.steps.reading import forgotten_by
 from embedding_pipelines.storage.pushed import Change, Kind, pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 

@@ -33,17 +33,12 @@ from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, read_checks
-from embedding_pipelines.steps.documents import (
-    FileStatistics,
-    count_waiting,
-    inputs_of,
-    is_pushed,
-    read_files,
-)
+from embedding_pipelines.steps.documents import count_waiting, inputs_of, read_files
 from embedding_pipelines.steps.duplicates import read_duplicates
 from embedding_pipelines.steps.old_line import lines_of
 from embedding_pipelines.steps.output import output_state
 from embedding_pipelines.steps.pending import Pending, pending
+from embedding_pipelines.steps.reading import FileStatistics, is_pushed
 from embedding_pipelines.steps.release import held_back_by
 from embedding_pipelines.steps.repair import damaged_states
 from embedding_pipelines.steps.vector_store import SAMPLE_BYTES

@@ -63,6 +63,7 @@ def local_cluster(nodes: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets need a short path
+    Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray notes the address, wherever its files are
     head = {
         "num_cpus": 0,
         "object_store_memory": STORE_BYTES,

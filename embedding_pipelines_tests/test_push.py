@@ -9,7 +9,7 @@ import pytest
 from embedding_pipelines.clean import clean
 from embedding_pipelines.errors import ConfigError, DocumentError, ProviderError
 from embedding_pipelines.push import MAX_DOCUMENTS, Pusher
-from embedding_pipelines.steps.documents import forgotten_by
+from embedding_pipelines.steps.reading import forgotten_by
 from embedding_pipelines.storage.forgotten import write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse

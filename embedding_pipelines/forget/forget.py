@@ -52,17 +52,11 @@ from embedding_pipelines.schemas import REJECTED, REJECTED_TEXTS, VECTOR
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.sources.fields import lookup
 from embedding_pipelines.sources.json_records import parse
-from embedding_pipelines.steps.documents import (
-    READING,
-    FileStatistics,
-    forget_files,
-    forgotten_by,
-    is_pushed,
-    read_files,
-)
+from embedding_pipelines.steps.documents import READING, forget_files, read_files
 from embedding_pipelines.steps.duplicates import write_duplicates
 from embedding_pipelines.steps.garbage import CANDIDATES
 from embedding_pipelines.steps.output import forget_rows
+from embedding_pipelines.steps.reading import FileStatistics, forgotten_by, is_pushed
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log

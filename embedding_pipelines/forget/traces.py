@@ -27,7 +27,7 @@ from embedding_pipelines.schemas import (
 )
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import partition_of
-from embedding_pipelines.steps.documents import contents_of
+from embedding_pipelines.steps.spill import contents_of
 from embedding_pipelines.storage.forgotten import read_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.quotes import strings

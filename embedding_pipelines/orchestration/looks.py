@@ -19,7 +19,8 @@ from embedding_pipelines.sources.base import FileSource, Input, SourceFile, Stam
 from embedding_pipelines.sources.events import Event, Queue
 from embedding_pipelines.sources.inputs import SourceObject
 from embedding_pipelines.sources.paths import covers
-from embedding_pipelines.steps.documents import inputs_of, is_pushed, read_files, segments_of
+from embedding_pipelines.steps.documents import inputs_of, read_files, segments_of
+from embedding_pipelines.steps.reading import is_pushed
 from embedding_pipelines.storage.warehouse import parse_state
 
 LISTED_SECONDS = 3_600.0  # between two listings of a source whose events come through a queue

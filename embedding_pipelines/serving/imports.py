@@ -50,7 +50,7 @@ from embedding_pipelines.serving.bundle import (
 from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.spec.load import pipeline_files
 from embedding_pipelines.steps.base import row_values
-from embedding_pipelines.steps.documents import contents_of
+from embedding_pipelines.steps.spill import contents_of
 from embedding_pipelines.steps.vector_store import unused_table
 from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten, write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log

@@ -25,6 +25,7 @@ from embedding_pipelines.sources.inputs import Input as Input  # these are part 
 from embedding_pipelines.sources.inputs import SourceFile as SourceFile
 from embedding_pipelines.sources.inputs import Stamp as Stamp
 from embedding_pipelines.sources.inputs import fetched as fetched
+from embedding_pipelines.sources.parts import Fields
 from embedding_pipelines.sources.values import split_unit
 
 SHOWN_COLUMNS = 20  # in an error
@@ -58,6 +59,9 @@ class ReadLog:
     columns: list[str] = field(default_factory=list)  # some that are, if any is lacking
     id_cell: tuple[str, int] | None = None  # of CSV: delimiter, and the id's place among the cells
     hint: str = ""  # why columns may be lacking: what the file may be instead
+    fields: Fields | None = (
+        None  # of a part of a file without a header: what lacks is not clear yet
+    )
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,6 +83,7 @@ class Source(Choice):
     suffixes: ClassVar[tuple[str, ...]] = ()  # which files of a folder to read; in lower case
     unit: ClassVar[str] = "file"  # what one of its parts is, for people
     has_images: ClassVar[bool] = False  # whether documents have the columns schemas.IMAGE and URI
+    is_portable: ClassVar[bool] = False  # whether `read` takes a file on any machine that sees it
     own_columns: ClassVar[frozenset[str]] = (
         frozenset()
     )  # of metadata: what it says itself, nobody else
@@ -235,6 +240,14 @@ class Source(Choice):
         asked for. A source may begin with the next ones meanwhile."""
         yield ((file, functools.partial(self.read, file)) for file in files)
 
+    def divide(self, file: SourceFile, part_bytes: int, log: ReadLog) -> list[SourceFile]:
+        """The file in parts of about `part_bytes`, in order, which `read` takes one by one in place
+        of it; what holds for all of them goes to the log. By default it stays whole.
+
+        Raises SourceError as `read`.
+        """
+        return [file]
+
     @abstractmethod
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """The documents of one part, in batches of `schema`.
@@ -284,6 +297,7 @@ class Source(Choice):
 class FileSource(Source):
     """A source whose parts are files; each subclass reads one format."""
 
+    is_portable: ClassVar[bool] = True
     usual_metadata: ClassVar[Mapping[str, str]] = {}  # of formats whose files all have the same
 
     path: Names

@@ -5,12 +5,13 @@ A record with too few or too many cells is rejected, and so is one that quotes s
 where it stands once more.
 """
 
+import contextlib
 import csv
 import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -30,13 +31,16 @@ from embedding_pipelines.sources.csv_records import (
     LongLineError,
     Misquoted,
     Records,
+    borders,
     split,
     swallowing,
 )
+from embedding_pipelines.sources.parts import Border, Part
 from embedding_pipelines.sources.text import (
     MAX_RECORD_BYTES,
     Text,
     TextSource,
+    divide_text,
     list_suffixes,
     open_text,
 )
@@ -94,31 +98,65 @@ class Csv(TextSource):
                 )
         return self
 
+    def divide(self, file: SourceFile, part_bytes: int, log: ReadLog) -> list[SourceFile]:
+        """See Source.divide. A part begins with a record behind the header; a file in which quotes
+        stand where they should not, however far one reads, stays whole."""
+        with _explained(file):
+            return divide_text(file, self.encoding, part_bytes, log, self._borders)
+
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. A quote that is not closed costs the line that it stands on."""
+        with _explained(file):
+            yield from self._read(file, log)
+
+    def _read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         text = open_text(file, self.encoding, log)
-        dialect, skip_lines, blocks = self._dialect(text)
         table: _Table | None = None
-        try:
-            for records in split(blocks, dialect, skip_lines):
-                if table is None:
-                    table, records = self._header(records, text, dialect, log)
-                if isinstance(records, Misquoted):
-                    raw = text.raw(records.data)
-                    reason = records.reason + self._hint(records)
-                    log.reject(Rejection(file.name, records.line, reason, raw))
-                elif table is not None and len(records.starts):
-                    yield from self._documents(records, table, log)
-        except LongLineError as error:
-            raise SourceError(
-                f"{file.name}:{error.line}: the line is longer than {MAX_RECORD_BYTES >> 20} MiB. "
-                "Is this a CSV file? Choose the source.kind that reads it, or split the line."
-            ) from error
+        if file.part is None or file.part.is_first:
+            dialect, skip_lines, blocks = self._dialect(text)
+            groups = split(blocks, dialect, skip_lines)
+        else:
+            table = self._table_before(text, file.part, log)
+            dialect = table.dialect
+            groups = split(text.blocks(), dialect, line=file.part.row)
+        for records in groups:
+            if table is None:
+                table, records = self._header(records, text, dialect, log)
+            if isinstance(records, Misquoted):
+                raw = text.raw(records.data)
+                reason = records.reason + self._hint(records)
+                log.reject(Rejection(file.name, records.line, reason, raw))
+            elif table is not None and len(records.starts):
+                yield from self._documents(records, table, log)
         if table is None:  # a half-written file must not empty the store
             raise SourceError(
                 f"{file.name}: the file is empty, it has no header. Write it whole and then rename "
                 "it into place; for no records, leave the header in it."
             )
+
+    def _table_before(self, text: Text, part: Part, log: ReadLog) -> "_Table":
+        """The table whose header stands before a part of a file. Raises SourceError if it is gone."""
+        head = replace(part, start=part.text_start, end=part.start, row=1)
+        before = replace(text, file=replace(text.file, part=head))
+        dialect, skip_lines, blocks = self._dialect(before)
+        for records in split(blocks, dialect, skip_lines):
+            table, _ = self._header(records, text, dialect, log)
+            if table is not None:
+                return table
+        raise SourceError(
+            f"{text.file.name}: the header is gone. Write the file whole, then run again."
+        )
+
+    def _borders(self, text: Text) -> Iterator[Border]:
+        dialect, skip_lines, blocks = self._dialect(text)
+        at, line, has_header = text.skip, 1, False
+        yield Border(at, line, at)
+        for groups, size, line in borders(blocks, dialect, skip_lines):
+            has_header = has_header or not all(map(_is_blank, groups))
+            if size and has_header:
+                at = text.skip + size
+                yield Border(at, line, at)
+        yield Border(text.file.size_bytes, line, text.file.size_bytes)
 
     def _dialect(self, text: Text) -> tuple[Dialect, int, Iterator[bytes]]:
         """How `text` is written, how many lines stand before its header, and its blocks."""
@@ -147,7 +185,7 @@ class Csv(TextSource):
             raise SourceError(
                 f"{text.file.name}:{records.line}: {what}. Close it, or set source.quote."
             )
-        if not len(records.starts) or (len(records.starts) == 1 and not records.record(0).strip()):
+        if _is_blank(records):
             return None, records
         where = f"{text.file.name}:{records.lines[0]}"
         header = records.record(0)
@@ -313,6 +351,23 @@ class _Table:
         null = rb"(^|[\r\n]|%s)\\N(?=%s|[\r\n]|$)" % (delimiter, delimiter)
         data = re.sub(null, rb"\1\\\\N", data)
         return _ESCAPE.sub(lambda match: b"\\" + _CONTROLS.get(match[1], match[1]), data)
+
+
+def _is_blank(records: Records | Misquoted) -> bool:
+    if isinstance(records, Misquoted):
+        return False
+    return not len(records.starts) or (len(records.starts) == 1 and not records.record(0).strip())
+
+
+@contextlib.contextmanager
+def _explained(file: SourceFile) -> Iterator[None]:
+    try:
+        yield
+    except LongLineError as error:
+        raise SourceError(
+            f"{file.name}:{error.line}: the line is longer than {MAX_RECORD_BYTES >> 20} MiB. "
+            "Is this a CSV file? Choose the source.kind that reads it, or split the line."
+        ) from error
 
 
 def _without_nulls(cells: pa.Array) -> pa.Array:

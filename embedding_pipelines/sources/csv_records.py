@@ -100,16 +100,38 @@ class LongLineError(Exception):
 
 
 def split(
-    blocks: Iterable[bytes], dialect: Dialect, skip_lines: int = 0
+    blocks: Iterable[bytes], dialect: Dialect, skip_lines: int = 0, line: int = 1
 ) -> Iterator[Records | Misquoted]:
-    """The records of a file in groups of about one block, after the first `skip_lines` lines.
-    Raises LongLineError."""
-    cutter = _Cutter(dialect, skip_lines)
+    """The records of a file in groups of about one block, after the first `skip_lines` lines; the
+    first line has the number `line`. Raises LongLineError."""
+    cutter = _Cutter(dialect, skip_lines, line)
     rest = b""
     for block in blocks:
         rest = yield from cutter.cut(rest + block, final=False)
     if rest:
         yield from cutter.cut(rest if rest.endswith(b"\n") else rest + b"\n", final=True)
+
+
+def borders(
+    blocks: Iterable[bytes], dialect: Dialect, skip_lines: int = 0
+) -> Iterator[tuple[list[Records | Misquoted], int, int]]:
+    """Of each block the groups of `split`, and a place behind them where it may end, and begin anew,
+    without changing a group: how many bytes stand before it, 0 if there is none, and the line behind
+    it. There is one if every quote of the block stands where it should. Raises LongLineError.
+    """
+    cutter, rest, size = _Cutter(dialect, skip_lines), b"", 0
+
+    def cut(data: bytes) -> Iterator[Records | Misquoted]:
+        nonlocal rest
+        rest = yield from cutter.cut(data, final=False)
+
+    for block in blocks:
+        groups = list(cut(rest + block))
+        size += len(block)
+        last = len(block) - len(rest)
+        # Of a mark that was left out the rest says nothing; a `\r` may be half of a line's end.
+        is_fine = cutter.is_regular and last > 0 and block[last - 1] == _LF and _MARK not in block
+        yield groups, (size - len(rest)) * is_fine, cutter.line
 
 
 def swallowing(records: Records, dialect: Dialect, width: int) -> list[int]:
@@ -198,7 +220,7 @@ def _shape(cell: bytes) -> bytes:
 
 
 class _Cutter:
-    def __init__(self, dialect: Dialect, skip_lines: int) -> None:
+    def __init__(self, dialect: Dialect, skip_lines: int, line: int = 1) -> None:
         self.dialect = dialect
         self.delimiter = ord(dialect.delimiter)
         self.quote = ord(dialect.quote) if dialect.quote else None
@@ -212,13 +234,14 @@ class _Cutter:
             % (re.escape(self.comment), re.escape((dialect.quote or "").encode()))
         )
         self.skip = skip_lines
-        self.line = 1  # of the next record
+        self.line = line  # of the next record
+        self.is_regular = False  # no quote of what was cut last stands where it should not
 
     def cut(self, data: bytes, final: bool) -> Generator[Records | Misquoted, None, bytes]:
         """Yield the whole records of `data`, which begins with one; return the rest."""
         if _MARK in data:
             data = re.sub(b"(^|[\r\n])" + _MARK, rb"\1", data)
-        at = 0
+        at, self.is_regular = 0, False
         while self.skip:
             match = self.line_end.search(data, at)
             if match is None:
@@ -231,6 +254,7 @@ class _Cutter:
         if records is not None:
             yield self._without_comments(records)
             if not final and len(data) - stop <= MAX_RECORD_BYTES:
+                self.is_regular = True
                 return data[stop:]
         return (yield from self._by_cells(data, stop, final))
 

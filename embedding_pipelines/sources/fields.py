@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +10,12 @@ import pyarrow as pa
 from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceFile
 from embedding_pipelines.sources.columns import BATCH_ROWS, documents
 from embedding_pipelines.sources.json_records import Doubled, NotFinite, Problem
+from embedding_pipelines.sources.parts import SAMPLE_RECORDS
+from embedding_pipelines.sources.parts import Fields as PartFields
 from embedding_pipelines.sources.text import BLOCK_BYTES
 from embedding_pipelines.sources.values import parse_list
 
 _LISTS = pa.list_(pa.string())
-_SAMPLE_RECORDS = 100  # the error about a missing field lists the fields of these
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Fields:
         kinds = self.source.metadata
         self.lists = {path for path in kinds if kinds[path] == "list[string]"}
         self.joined = {*self.source.text} - {self.source.id, *kinds}  # lists are parts of a text
-        self.names: dict[str, None] = {}
+        self.names: dict[str, int] = {}
         self.records = 0
         self._start()
 
@@ -45,6 +46,7 @@ class Fields:
         self.rows: list[int] = []
         self.values: list[list[Any]] = [[] for _ in self.columns]
         self.origins: list[Any] = []
+        self.rejections: list[Rejection] = []  # so that all are told in the order of the file
         self.size = 0
 
     def add(self, row: int, record: Any, origin: Any, size: int) -> Iterable[pa.RecordBatch]:
@@ -53,11 +55,11 @@ class Fields:
         if not isinstance(record, dict):
             is_problem = isinstance(record, Problem)
             problem = str(record) if is_problem else f"is {_name(record)}, not an object"
-            self.reject(row, problem, origin)
-            return ()
+            return self.reject(row, problem, origin)
+        if self.records < SAMPLE_RECORDS:
+            for name in record:
+                self.names.setdefault(name, self.records)
         self.records += 1
-        if self.records <= _SAMPLE_RECORDS:
-            self.names |= dict.fromkeys(record)
         values: list[str | list[str | None] | None] = []
         problem = ""
         is_plain = type(record) is dict
@@ -77,25 +79,40 @@ class Fields:
                 self.missing.discard(path)
                 problem = problem or f"field {path!r} {error}"
         if problem:
-            self.reject(row, problem, origin)
-            return ()
+            return self.reject(row, problem, origin)
         self.rows.append(row)
         self.origins.append(origin)
         for column, value in zip(self.values, values, strict=True):
             column.append(value)
-        self.size += size
-        is_full = len(self.rows) == BATCH_ROWS or self.size >= BLOCK_BYTES
-        return self.flush() if is_full else ()
+        return self._gathered(size)
 
-    def reject(self, row: int, reason: str, origin: Any) -> None:
-        self.log.reject(Rejection(self.file.name, row, reason, self.raw(origin)))
+    def reject(self, row: int, reason: str, origin: Any) -> Iterable[pa.RecordBatch]:
+        """As `add`, for a record that cannot be a document."""
+        raw = self.raw(origin)
+        self.rejections.append(Rejection(self.file.name, row, reason, raw))
+        return self._gathered(len(raw))
+
+    def _gathered(self, size: int) -> Iterable[pa.RecordBatch]:
+        self.size += size
+        is_full = len(self.rows) + len(self.rejections) >= BATCH_ROWS or self.size >= BLOCK_BYTES
+        return self.flush() if is_full else ()
 
     def flush(self) -> Iterator[pa.RecordBatch]:
         """Yield the documents gathered so far."""
-        if not self.rows:
-            return
-        rows, values, origins = self.rows, self.values, self.origins
+        rows, values, origins, rejections = self.rows, self.values, self.origins, self.rejections
         self._start()
+        if rows:
+            yield from self._documents(rows, values, origins, rejections)
+        for rejection in sorted(rejections, key=lambda each: each.row):
+            self.log.reject(rejection)
+
+    def _documents(
+        self,
+        rows: list[int],
+        values: list[list[Any]],
+        origins: list[Any],
+        rejections: list[Rejection],
+    ) -> Iterator[pa.RecordBatch]:
         yield from documents(
             self.source,
             self.file,
@@ -105,14 +122,17 @@ class Fields:
             },
             pa.array(rows),
             lambda at: self.raw(origins[at]),
-            self.log,
+            replace(self.log, reject=rejections.append),
             whole_file=self.whole_file,
         )
 
     def finish(self, hint: str = "") -> Iterator[pa.RecordBatch]:
         """Yield the rest. Raises SourceError if no record of the file has the id, or any text;
-        `hint` is the end of what it says."""
-        if self.records:
+        `hint` is the end of what it says. Of a part of a file its log says what it has."""
+        if self.file.part is not None:
+            names = self.names if self.missing else {}
+            self.log.fields = PartFields(self.records, frozenset(self.missing), names)
+        elif self.records:
             self.source.check_columns(self.file.name, self.missing, self.names, self.log, hint)
         yield from self.flush()
 

@@ -50,7 +50,7 @@ class Html(TextSource):
         try:
             page = data.decode()
         except UnicodeDecodeError:
-            fields.reject(1, f"is not valid {text.encoding}", data)
+            yield from fields.reject(1, f"is not valid {text.encoding}", data)
         else:
             title, description = markup.head_of(page)
             record = {"text": markup.text_of(page), "title": title, "description": description}

@@ -192,6 +192,7 @@ class Images(FileSource):
     kind: Literal["images"] = "images"
     unit: ClassVar[str] = "image"
     has_images: ClassVar[bool] = True
+    is_portable: ClassVar[bool] = False  # decoding has all processors of one machine
     own_columns: ClassVar[frozenset[str]] = frozenset(OWN)
     suffixes: ClassVar[tuple[str, ...]] = (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif"),

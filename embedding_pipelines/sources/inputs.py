@@ -14,6 +14,7 @@ import pyarrow as pa
 from embedding_pipelines.errors import BucketError, ObjectGoneError, SourceError, SourceGoneError
 from embedding_pipelines.files import temporary_folder
 from embedding_pipelines.objects import Bucket, Object, is_uri, open_bucket
+from embedding_pipelines.sources.parts import Part
 
 DOWNLOADS = 8  # at once: small objects cost the way to the store and back, not their bytes
 AHEAD_BYTES = 256 * 2**20  # of copies at once, unless one object is larger
@@ -35,6 +36,7 @@ class SourceFile:
     path: Path
     below: str = field(default="", kw_only=True)  # its path below the folder that was named
     joined: Any = field(default=None, kw_only=True)  # what the source knows of it from elsewhere
+    part: Part | None = field(default=None, kw_only=True)  # of the file, if this is not all of it
 
 
 @dataclass(frozen=True)

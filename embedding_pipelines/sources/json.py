@@ -68,7 +68,7 @@ class Json(TextSource):
             if whole and isinstance(value, dict):
                 hint = self._shape(file, value)
             if not stream.is_decoded(part):
-                fields.reject(number, f"not valid {text.encoding}", part)
+                yield from fields.reject(number, f"not valid {text.encoding}", part)
             else:
                 yield from fields.add(number, _named(value, part), part, len(part))
         if stream.peek():

@@ -13,10 +13,12 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, SourceFile
 from embedding_pipelines.sources.fields import Fields
 from embedding_pipelines.sources.json_records import Problem, parse
+from embedding_pipelines.sources.parts import Border
 from embedding_pipelines.sources.text import (
     MAX_RECORD_BYTES,
     Text,
     TextSource,
+    divide_text,
     list_suffixes,
     open_text,
 )
@@ -28,18 +30,23 @@ class Jsonl(TextSource):
     kind: Literal["jsonl"] = "jsonl"
     suffixes: ClassVar[tuple[str, ...]] = list_suffixes(".jsonl", ".ndjson")
 
+    def divide(self, file: SourceFile, part_bytes: int, log: ReadLog) -> list[SourceFile]:
+        """See Source.divide. A part begins with a line."""
+        return divide_text(file, self.encoding, part_bytes, log, _borders)
+
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. Raises SourceError at the end of the file if no line has a field."""
         text = open_text(file, self.encoding, log)
         fields = Fields(self, file, log, text.raw)
-        is_first = True
-        for number, line in enumerate(_lines(text), start=1):
+        is_first = file.part is None or file.part.is_first
+        first = file.part.row if file.part else 1
+        for number, line in enumerate(_lines(text, first), start=first):
             if not line.strip():
                 continue
             try:
                 record = parse(line.strip().decode().removeprefix("\ufeff"))  # of a file before
             except UnicodeDecodeError:
-                fields.reject(number, f"not valid {text.encoding}", line)
+                yield from fields.reject(number, f"not valid {text.encoding}", line)
             else:
                 if is_first and line.strip().endswith((b"[", b"]", b"{", b",", b":")):
                     record = _whole(record)
@@ -56,9 +63,25 @@ def _whole(record: Any) -> Any:
     return Problem(f"{problem}; is the file one array or object? Then set source.kind to json")
 
 
-def _lines(text: Text) -> Iterator[bytes]:
-    """Lines without their ends. Raises SourceError for one longer than MAX_RECORD_BYTES."""
-    rest, count = b"", 0
+def _borders(text: Text) -> Iterator[Border]:
+    """Behind the last line of each block, from the first one on that has something in it."""
+    end, row, is_empty = text.skip, 1, True
+    yield Border(end, row, end)
+    for block in text.blocks():
+        last = block.rfind(b"\n") + 1
+        is_empty = is_empty and not block[:last].strip()
+        row += block.count(b"\n")
+        if last and not is_empty:
+            yield Border(end + last, row, end + last)
+        is_empty = is_empty and not block[last:].strip()
+        end += len(block)
+    yield Border(text.file.size_bytes, row, text.file.size_bytes)
+
+
+def _lines(text: Text, first: int) -> Iterator[bytes]:
+    """Lines without their ends; `first` is the number of the first one. Raises SourceError for one
+    longer than MAX_RECORD_BYTES."""
+    rest, count = b"", first - 1
     for block in text.blocks():
         *lines, rest = (rest + block).split(b"\n")
         yield from (line.removesuffix(b"\r") for line in lines)

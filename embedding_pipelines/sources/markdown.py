@@ -63,7 +63,8 @@ class Markdown(TextSource):
         try:
             content = _LINE_END.sub("\n", data.decode())
         except UnicodeDecodeError:
-            fields.reject(1, f"is not valid {text.encoding}", data)
+            yield from fields.reject(1, f"is not valid {text.encoding}", data)
+            yield from fields.finish()
             return
         front, first = _front_matter(content, file, log)
         parts = sections(content.split("\n")[first - 1 :], first)

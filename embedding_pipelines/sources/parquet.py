@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import FileSource, ReadLog, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS, documents
 from embedding_pipelines.sources.inputs import explain_errors
+from embedding_pipelines.sources.parts import Border, parts_between
 from embedding_pipelines.sources.text import POINTER, POINTER_REMEDY
 from embedding_pipelines.sources.values import Column, Reasons
 
@@ -29,6 +31,14 @@ class Parquet(FileSource):
     kind: Literal["parquet"] = "parquet"
     suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
 
+    def divide(self, file: SourceFile, part_bytes: int, log: ReadLog) -> list[SourceFile]:
+        """See Source.divide. A part begins with a row group."""
+        if file.size_bytes <= part_bytes:
+            return [file]
+        with _explained(file), _open(file) as table:
+            parts = list(parts_between(_borders(table.metadata), part_bytes))
+        return [replace(file, part=part) for part in parts] if len(parts) > 1 else [file]
+
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. Raises SourceError for a damaged file or a column that is no text."""
         with _explained(file), _open(file) as table:
@@ -36,7 +46,7 @@ class Parquet(FileSource):
             paths = [path for path in self.columns if self._has(empty, path, file)]
             lacking = set(self.columns) - set(paths)
             self.check_columns(file.name, lacking, empty.column_names, log)
-            first = 1
+            first = file.part.row if file.part else 1
             for batch, fine in self._batches(file, table, paths):
                 rows = pa.array(range(first, first + batch.num_rows), pa.int64())
                 first += batch.num_rows
@@ -89,6 +99,7 @@ class Parquet(FileSource):
         options: dict[str, Any] = {
             "batch_size": _batch_rows(table),
             "use_threads": False,
+            "row_groups": range(file.part.start, file.part.end) if file.part else None,
         }
         batches = table.iter_batches(columns=paths, **options)
         is_old = {
@@ -177,6 +188,16 @@ def shown(value: pa.Scalar) -> Any:
     with contextlib.suppress(AttributeError):
         return value.as_buffer().to_pybytes().decode("utf-8", "replace")
     return f"{value.type}, which cannot be shown"
+
+
+def _borders(metadata: pq.FileMetaData) -> Iterator[Border]:
+    """Behind each row group, and before the first."""
+    row, size_bytes = 1, 0
+    yield Border(0, row, size_bytes)
+    for at in range(metadata.num_row_groups):
+        group = metadata.row_group(at)
+        row, size_bytes = row + group.num_rows, size_bytes + group.total_byte_size
+        yield Border(at + 1, row, size_bytes)
 
 
 def _batch_rows(file: pq.ParquetFile) -> int:

@@ -56,7 +56,8 @@ class Pdf(FileSource):
                     text = page.extract_text().strip()
                     is_scan = not text and _has_image(page)
                 except Exception as error:  # noqa: BLE001  # as above
-                    fields.reject(number, f"the page cannot be read ({_line(error)})", None)
+                    reason = f"the page cannot be read ({_line(error)})"
+                    yield from fields.reject(number, reason, None)
                     damaged += 1
                     continue
                 if text:
@@ -68,9 +69,9 @@ class Pdf(FileSource):
             if not problem and not readable and not damaged:
                 problem, scanned = _SCANNED if scanned else "holds no text", []
             if problem:
-                fields.reject(1, problem, None)
+                yield from fields.reject(1, problem, None)
             for number in scanned:
-                fields.reject(number, _SCANNED, None)
+                yield from fields.reject(number, _SCANNED, None)
         yield from fields.finish()
 
 

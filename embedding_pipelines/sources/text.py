@@ -18,8 +18,8 @@ import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -30,6 +30,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources import encodings
 from embedding_pipelines.sources.base import FileSource, ReadLog, SourceFile
 from embedding_pipelines.sources.inputs import explain_errors
+from embedding_pipelines.sources.parts import Border, Part, parts_between
 
 BLOCK_BYTES = 4 * 2**20
 MAX_RECORD_BYTES = 32 * 2**20  # a longer record is not read, so that memory stays bounded
@@ -133,6 +134,9 @@ class Text:
 
 def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
     """Find the encoding of `file` and write it into the log. Raises SourceError."""
+    if file.part is not None:
+        log.encoding = file.part.encoding
+        return Text(file, file.part.encoding, "utf-8", skip=0)
     head = next(_bytes(file), b"")
     for start, remedy in _NO_TEXT.items():
         if head.startswith(start):
@@ -147,6 +151,28 @@ def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
         text = Text(file, encoding, _WITHOUT_MARK.get(encoding, encoding), skip=0)
     log.encoding = text.encoding
     return text
+
+
+def divide_text(
+    file: SourceFile,
+    encoding: str,
+    part_bytes: int,
+    log: ReadLog,
+    borders: Callable[[Text], Iterator[Border]],
+) -> list[SourceFile]:
+    """A file in parts that begin where `borders` says. It stays whole where that is no place in its
+    bytes: if it is compressed, or in another encoding than UTF-8."""
+    if file.size_bytes <= part_bytes or _compression(file):
+        return [file]
+    text = open_text(file, encoding, log)
+    if text.codec != "utf-8":
+        return [file]
+    parts = list(parts_between(borders(text), part_bytes))
+    if len(parts) == 1:
+        return [file]
+    encoding, start = text.encoding, text.skip
+    parts = [replace(part, text_start=start, encoding=encoding) for part in parts]
+    return [replace(file, part=part) for part in parts]
 
 
 def read_whole(text: Text) -> bytes:
@@ -259,7 +285,10 @@ def _sample(file: SourceFile) -> bytes:
 
 def _bytes(file: SourceFile) -> Iterator[bytes]:
     """Blocks of the file, decompressed by its last suffix. Raises SourceError naming the file."""
-    compression = COMPRESSED.get(PurePosixPath(file.name).suffix.lower())
+    if file.part is not None:
+        yield from _part_bytes(file, file.part)
+        return
+    compression = _compression(file)
     archive = f"the {compression} archive is cut short or damaged"
     with (
         explain_errors(file, archive if compression else "cannot be read"),
@@ -267,6 +296,19 @@ def _bytes(file: SourceFile) -> Iterator[bytes]:
     ):
         while block := stream.read(BLOCK_BYTES):
             yield block
+
+
+def _part_bytes(file: SourceFile, part: Part) -> Iterator[bytes]:
+    """Blocks that end where those of the whole file do."""
+    with explain_errors(file, "cannot be read"), file.path.open("rb") as stream:
+        at = stream.seek(part.start)
+        while block := stream.read(min(BLOCK_BYTES - at % BLOCK_BYTES, part.end - at)):
+            yield block
+            at += len(block)
+
+
+def _compression(file: SourceFile) -> str | None:
+    return COMPRESSED.get(PurePosixPath(file.name).suffix.lower())
 
 
 @contextlib.contextmanager

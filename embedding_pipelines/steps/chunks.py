@@ -22,7 +22,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step, row_values
-from embedding_pipelines.steps.elsewhere import RunKit, RunWork, map_shards
+from embedding_pipelines.steps.elsewhere import Nothing, RunKit, RunWork, map_shards
 from embedding_pipelines.storage.warehouse import Manifest, Shards
 
 IDENTITY = ("document_id", DOCUMENT_DIGEST)
@@ -108,8 +108,8 @@ class _Kit(RunKit):
 
     configuration: str
 
-    def open_shared(self) -> "_Nothing":
-        return _Nothing()
+    def open_shared(self) -> Nothing:
+        return Nothing()
 
     def open(self, shared: Shared) -> "_Cutter":
         """Raises EngineError for a machine that has another version, folder or tokenizer."""
@@ -117,16 +117,6 @@ class _Kit(RunKit):
         if _configuration(run) != self.configuration:
             raise EngineError("its model has another tokenizer, or another limit")
         return _Cutter(run)
-
-
-class _Nothing:
-    """Those who cut share nothing."""
-
-    def release(self, worker: str) -> None:
-        pass
-
-    def close(self) -> str:
-        return ""
 
 
 class _Cutter(Worker):

@@ -16,119 +16,57 @@ import contextlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding_pipelines.engines.base import Advance, Shared, Worker
+from embedding_pipelines.engines.inline import Inline
 from embedding_pipelines.errors import SourceError, SourceGoneError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import (
-    DIGEST,
-    DOCUMENT_COLUMNS,
-    DOCUMENT_DIGEST,
-    IMAGE,
-    REJECTED,
-    digest,
-    documents_schema,
-    stored_documents_schema,
-)
-from embedding_pipelines.sources.base import (
-    Input,
-    ReadLog,
-    Rejection,
-    SourceFile,
-    Stamp,
-    fetched,
-)
+from embedding_pipelines.schemas import REJECTED, documents_schema, stored_documents_schema
+from embedding_pipelines.sources.base import Input, Rejection, SourceFile, Stamp
 from embedding_pipelines.sources.push import Push
-from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.duplicates import WORDS, Groups, write_duplicates
+from embedding_pipelines.steps.elsewhere import RunWork, engine_of, map_shards
+from embedding_pipelines.steps.reading import (
+    PART_BYTES,
+    DocumentsKit,
+    FileStatistics,
+    Pushed,
+    Reading,
+    forgotten_by,
+    is_pushed,
+    names_array,
+    of_files,
+    pushed_name,
+    reading_configuration,
+    source_configuration,
+)
 from embedding_pipelines.steps.repair import repair
-from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
+from embedding_pipelines.steps.spill import PLACE, Spill
 from embedding_pipelines.storage.pushed import PushedLog, in_force, pushed_log
 from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
 LISTINGS = 3  # of a source of which something is gone when it is read
 SHOWN_REJECTIONS = 3
 SHOWN_WORDS = 5  # of those that are no value
-REJECTIONS_HELD = 1_000  # in memory, before they go to disk
-OPEN_FILES = 16  # of a pass over the source; more partitions than that take turns
 READING = ".reading-"  # begins the name of a folder of a pass over the source
-PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands
 
 Place = tuple[str, int]  # file and row
 Double = tuple[Place, str, Place]  # a record that is left out, its id, the record that counts
-
-
-@dataclass
-class FileStatistics:
-    """What is on record of one source file."""
-
-    stamp: Stamp
-    size_bytes: int
-    rows: int = 0
-    rejected: int = 0
-    duplicates: int = 0  # left out without being rejected
-    forgotten: int = 0  # left out, for they are to be forgotten
-    is_forgotten: bool = False  # the whole file is, and was not read
-    blocked_by: list[str] = field(default_factory=list)  # files whose records left out some of it
-    overruled: list[str] = field(default_factory=list)  # ids that the log has the last word on
-    encoding: str | None = None
-    notes: list[str] = field(default_factory=list)
-    absent: dict[str, dict[str, int]] = field(default_factory=dict)  # as in ReadLog
-    lacking: list[str] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-    id_cell: tuple[str, int] | None = None  # as in ReadLog
-
-
-class Pushed:
-    """What the log of pushed documents says now."""
-
-    def __init__(self, run: Run, last: int) -> None:
-        """Up to the number `last`. Raises StoreError if the log is damaged."""
-        self.words = PushedLog(run.warehouse.pushed / run.spec.name).words(last)
-        self._run = run
-        self._ids = pa.array(self.words.keys(), pa.string())
-
-    def overrules_all(self, entry: FileStatistics) -> bool:
-        """Whether the log still has the last word on all ids that it once had it on in a file; else
-        the file is read again."""
-        words = (self.words.get(name) for name in entry.overruled)
-        return all(word is not None and word.kind != "withdraw" for word in words)
-
-    def keeps(self, rows: pa.RecordBatch | pa.Table) -> pa.Array:
-        """Which rows stay: bool[n]. `rows` has the columns PLACE."""
-        everything = np.ones(rows.num_rows, dtype=bool)
-        files = pc.unique(rows["source_file"]).to_pylist()
-        own = {name for name in files if is_pushed(self._run, name)}
-        concerned = pc.is_in(rows["document_id"], self._ids).to_numpy(zero_copy_only=False)
-        if own:
-            concerned |= _of_files(rows, own).to_numpy(zero_copy_only=False)
-        places = rows.filter(pa.array(concerned)).select(PLACE).to_pylist()
-        for at, row in zip(np.flatnonzero(concerned).tolist(), places, strict=True):
-            word, file = self.words.get(row["document_id"]), row["source_file"]
-            if file not in own:
-                everything[at] = word is None or word.kind == "withdraw"
-            else:
-                place = (file.rpartition("/")[2], row["source_row"])
-                everything[at] = (
-                    word is not None and word.kind == "put" and place == (word.segment, word.line)
-                )
-        return pa.array(everything)
-
-    def __bool__(self) -> bool:
-        return bool(self.words)
 
 
 class _Kept:
@@ -143,14 +81,14 @@ class _Kept:
 
     def mask(self, rows: pa.RecordBatch | pa.Table) -> pa.Array:
         """Which of the stored rows these are, bool[n]. `rows` has the columns PLACE."""
-        return pc.and_(_of_files(rows, self._unchanged), self._pushed.keeps(rows))
+        return pc.and_(of_files(rows, self._unchanged), self._pushed.keeps(rows))
 
     def count_overruled(self, files: dict[str, FileStatistics]) -> None:
         """Put on record which rows of unchanged files go, since something newer was pushed."""
         rows = self._shards.read_columns(self._partition, PLACE) if self.has_rows else None
         if rows is None or not self._pushed:
             return
-        rows = rows.filter(_of_files(rows, self._unchanged))
+        rows = rows.filter(of_files(rows, self._unchanged))
         gone = rows.filter(pc.invert(self._pushed.keeps(rows)))
         for name, file in zip(*(gone[column].to_pylist() for column in PLACE[:2]), strict=True):
             entry = files[file]
@@ -195,7 +133,7 @@ class DocumentsStep(Step):
         return run.folder.documents
 
     def configuration(self, spec: PipelineSpec) -> str:
-        return fingerprint(spec.source, *filter(None, [spec.source.reader]))
+        return reading_configuration(spec)
 
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return stored_documents_schema(spec.source.metadata_types)
@@ -247,21 +185,24 @@ def _undisputed(unchanged: dict[str, FileStatistics]) -> dict[str, FileStatistic
     }
 
 
-def write_documents(run: Run) -> StepReport:
+def write_documents(run: Run, part_bytes: int | None = None) -> StepReport:
     """Bring all partitions of documents up to date with the source, which is listed again if an
-    input is gone by the time that it is read.
+    input is gone by the time that it is read. `part_bytes`: about how much a job reads, by default
+    PART_BYTES where there are workers for it, else all.
 
     Raises SourceError for files that cannot be read as the pipeline says, and for more
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
     ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
     """
+    if part_bytes is None and not isinstance(engine_of(run), Inline):
+        part_bytes = PART_BYTES
     for _ in range(LISTINGS - 1):
         with contextlib.suppress(SourceGoneError):
-            return _write_listed(run)
-    return _write_listed(run)
+            return _write_listed(run, part_bytes)
+    return _write_listed(run, None)  # a file that is always written to cannot be divided
 
 
-def _write_listed(run: Run) -> StepReport:
+def _write_listed(run: Run, part_bytes: int | None) -> StepReport:
     """As `write_documents`, of one listing. Raises SourceGoneError."""
     read_qrels(run)
     read_pairs(run)
@@ -283,28 +224,24 @@ def _write_listed(run: Run) -> StepReport:
     pushed = Pushed(run, _last_pushed(run, [file.name for file in source_files]))
     unchanged = {name: entry for name, entry in unchanged.items() if pushed.overrules_all(entry)}
     changed = [file for file in source_files if file.name not in unchanged]
-    parts = f"{run.spec.source.unit}s"
     files, forgotten = dict(unchanged), forgotten_by(run)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
-    with (
-        TemporaryDirectory(prefix=READING, dir=folder.documents.folder) as drafts,
-        Spill(Path(drafts)) as spill,
-    ):
+    # Of files that a process elsewhere still has open a network's file system keeps the names.
+    drafts = TemporaryDirectory(
+        prefix=READING, dir=folder.documents.folder, ignore_cleanup_errors=True
+    )
+    with drafts, Spill(Path(drafts.name)) as spill:
         for file in changed:
             if forgotten.has("file", file.name):
                 files[file.name] = FileStatistics(file.stamp, file.size_bytes, is_forgotten=True)
         needed = [file for file in changed if file.name not in files]
         own = [file for file in needed if not is_pushed(run, file.name)]
         segments = [file for file in needed if is_pushed(run, file.name)]
-        source, number = run.spec.source, itertools.count()
-        for reader, inputs in ((source, own), (Push.of(source), segments)):
-            if not inputs:
-                continue
-            with fetched(inputs, spill.folder) as local, reader.reading(local) as reads:
-                for file, read in reads:
-                    run.progress.update("documents", next(number), len(needed), parts)
-                    files[file.name] = _read_file(run, file, read, spill, forgotten, pushed)
-        spill.close()
+        reading = Reading(run, spill, pushed, forgotten, len(needed), part_bytes)
+        reading.read(run.spec.source, own)
+        if segments:
+            reading.read(Push.of(run.spec.source), segments)
+        files |= reading.files
         _check_columns(run, files)
         kept = {name: _Kept(run, name, unchanged, pushed) for name in names}
         for rows in kept.values():
@@ -314,13 +251,13 @@ def _write_listed(run: Run) -> StepReport:
         _check_rejections(run, files, spill)
         _write_record(run, unchanged, whole=False)
         left_out = {name: {place for place, *_ in rows} for name, rows in doubles.items()}
+        work = _Writing(run, spill, frozenset(unchanged), pushed, left_out)
         written = sum(
-            _write_partition(run, name, spill, kept[name], left_out[name]) for name in names
+            map_shards(run, work, names) if reading.has_workers else work.by_itself(names)
         )
-        others = pc.field("file").isin(_names(unchanged))
+        others = pc.field("file").isin(names_array(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     delete(folder.rejected_by_failure)  # of runs before this one
-    run.progress.update("documents", len(changed), len(changed), parts)
     for note in _shared_notes([files[file.name] for file in changed]):
         run.progress.note(note)
     ordered = {file.name: files[file.name] for file in source_files}
@@ -331,109 +268,6 @@ def _write_listed(run: Run) -> StepReport:
     _write_record(run, ordered, True, duplicates, comparison.joined)
     statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": written}
     return StepReport(DocumentsStep.name, True, statistics)
-
-
-def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
-    """What makes a document itself: text and metadata, not the place it came from."""
-    canonical = json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str)
-    return digest(text.encode("utf-8", "surrogatepass"), canonical.encode("utf-8", "surrogatepass"))
-
-
-def document_digests(rows: pa.RecordBatch) -> list[bytes]:
-    """Of documents as a source yields them."""
-    metadata = [name for name in rows.schema.names if name not in DOCUMENT_COLUMNS]
-    pairs = zip(rows["text"].to_pylist(), rows.select(metadata).to_pylist(), strict=True)
-    return [document_digest(text, values) for text, values in pairs]
-
-
-def contents_of(has_images: bool, rows: pa.RecordBatch, digests: Sequence[bytes]) -> list[bytes]:
-    """What tells documents that have no id of their own, wherever they stand: of an image its
-    pixels, of all else its digest."""
-    if not has_images:
-        return list(digests)
-    pairs = zip(rows[IMAGE].to_pylist(), digests, strict=True)
-    return [bytes.fromhex(image) if image else digest for image, digest in pairs]
-
-
-class Spill:
-    """What a pass over the source read, by partition, on disk until the partitions are written:
-    reading needs no more memory than a batch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[str, tuple[pa.ipc.RecordBatchStreamWriter, IO[bytes]]] = {}
-        self._names: set[str] = set()
-        self._held: list[Rejection] = []
-
-    def add(self, batch: pa.RecordBatch, partitions: list[str]) -> None:
-        """Digest the documents of a batch and put each into its partition."""
-        ids, digests = batch["document_id"].to_pylist(), pa.array(document_digests(batch), DIGEST)
-        batch = batch.append_column(pa.field(DOCUMENT_DIGEST, DIGEST), digests)
-        numbers = pa.array([partition_of(name, len(partitions)) for name in ids], pa.int16())
-        for number in pc.unique(numbers).to_pylist():
-            self._write(partitions[number], batch.filter(pc.equal(numbers, number)))
-
-    def reject(self, rejection: Rejection) -> None:
-        self._held.append(rejection)
-        if len(self._held) == REJECTIONS_HELD:
-            self._flush()
-
-    def close(self) -> None:
-        """No more rows: all that was added can be read."""
-        self._flush()
-        self._close_files()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close_files()
-
-    def has(self, partition: str) -> bool:
-        return partition in self._names
-
-    def places(self, partition: str) -> pa.Table | None:
-        """Ids and places of what was added to a partition, None if nothing was."""
-        if not self.has(partition):
-            return None
-        return pa.Table.from_batches([batch.select(PLACE) for batch in self.read(partition)])
-
-    def read(self, partition: str) -> Iterator[pa.RecordBatch]:
-        if self.has(partition):
-            with pa.memory_map(str(self._path(partition))) as file:
-                while file.tell() < file.size():  # a stream for each time it was opened
-                    with pa.ipc.open_stream(file) as batches:
-                        yield from batches
-
-    def rejections(self) -> Iterator[pa.RecordBatch]:
-        return self.read("rejected")
-
-    def _flush(self) -> None:
-        if self._held:
-            rows = [vars(rejection) for rejection in self._held]
-            self._write("rejected", pa.RecordBatch.from_pylist(rows, REJECTED))
-            self._held.clear()
-
-    def _write(self, partition: str, batch: pa.RecordBatch) -> None:
-        if partition not in self._open:
-            if len(self._open) == OPEN_FILES:
-                self._close_file(next(iter(self._open)))
-            file = self._path(partition).open("ab")
-            self._open[partition] = pa.ipc.new_stream(file, batch.schema), file
-            self._names.add(partition)
-        self._open[partition][0].write_batch(batch)
-
-    def _close_files(self) -> None:
-        for partition in list(self._open):
-            self._close_file(partition)
-
-    def _close_file(self, partition: str) -> None:
-        writer, file = self._open.pop(partition)
-        with file, writer:
-            pass
-
-    def _path(self, partition: str) -> Path:
-        return self.folder / f"{partition}.arrows"
 
 
 def read_files(run: Run) -> dict[str, FileStatistics]:
@@ -525,18 +359,7 @@ def segments_of(run: Run) -> Iterator[SourceFile]:
     log.require(max((each.pushed for each in read_releases(run.folder).releases), default=0))
     for segment in log.segments():
         size = log.size_bytes(segment)
-        yield SourceFile(_pushed_name(run, segment.name), size, (size,), log.path(segment))
-
-
-def _pushed_name(run: Run, name: str) -> str:
-    """As documents name a segment of the log, or its folder's files: relative to the home."""
-    folder = run.warehouse.pushed.relative_to(run.warehouse.home)
-    return f"{folder.as_posix()}/{run.spec.name}/{name}"
-
-
-def is_pushed(run: Run, name: str) -> bool:
-    """Whether a part of this name is a segment of the log."""
-    return name.startswith(_pushed_name(run, ""))
+        yield SourceFile(pushed_name(run, segment.name), size, (size,), log.path(segment))
 
 
 def count_waiting(run: Run, after: int) -> int:
@@ -549,10 +372,6 @@ def count_waiting(run: Run, after: int) -> int:
 def _settled(run: Run) -> int:
     """The number up to which every release holds what was pushed."""
     return min((entry.pushed for entry in read_releases(run.folder).releases), default=0)
-
-
-def source_configuration(run: Run) -> str:
-    return DocumentsStep().configuration(run.spec)
 
 
 def _statistics(run: Run, files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
@@ -592,64 +411,6 @@ def _erase_forgotten(run: Run, log: PushedLog) -> None:
         ids = [name for name in log.words() if forgotten.has("id", name)]
         if ids:
             log.erase(ids)
-
-
-def forgotten_by(run: Run) -> Forgotten:
-    """What the pipeline leaves out for good. Raises StoreError if that cannot be read."""
-    return read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
-
-
-def _read_file(
-    run: Run,
-    file: SourceFile,
-    read_documents: Callable[[ReadLog], Iterator[pa.RecordBatch]],
-    spill: Spill,
-    forgotten: Forgotten,
-    pushed: Pushed,
-) -> FileStatistics:
-    statistics = FileStatistics(file.stamp, file.size_bytes)
-    is_log = is_pushed(run, file.name)
-
-    def reject(rejection: Rejection) -> None:
-        if forgotten and forgotten.has("record", rejection.raw):
-            statistics.forgotten += 1
-            return
-        statistics.rejected += 1
-        spill.reject(rejection)
-
-    log = ReadLog(reject=reject)
-    for read in read_documents(log):
-        batch = _without_forgotten(run, read, forgotten, is_log) if forgotten else read
-        statistics.forgotten += read.num_rows - batch.num_rows
-        if pushed:
-            kept = pushed.keeps(batch)
-            if not is_log:
-                statistics.overruled += batch["document_id"].filter(pc.invert(kept)).to_pylist()
-            batch = batch.filter(kept)
-        statistics.rows += batch.num_rows
-        spill.add(batch, run.spec.partition_names)
-    statistics.encoding, statistics.notes = log.encoding, log.notes
-    statistics.lacking, statistics.columns = log.lacking, log.columns
-    statistics.id_cell = log.id_cell
-    statistics.absent = {name: dict(words) for name, words in log.absent.items() if words}
-    for note in log.notes:
-        run.progress.note(note)
-    return statistics
-
-
-def _without_forgotten(
-    run: Run, rows: pa.RecordBatch, forgotten: Forgotten, is_log: bool
-) -> pa.RecordBatch:
-    """Without source.id the content tells a document of a file, since a row's number says nothing
-    of it, nor an image's name; what is pushed has an id in any case."""
-    gone = [False] * rows.num_rows
-    if run.spec.source.id is not None or is_log:
-        gone = [forgotten.has("id", name) for name in rows["document_id"].to_pylist()]
-    if run.spec.source.id is None:
-        contents = contents_of(run.spec.source.has_images, rows, document_digests(rows))
-        pairs = zip(gone, contents, strict=True)
-        gone = [is_gone or forgotten.has("content", content) for is_gone, content in pairs]
-    return rows.filter(pc.invert(pa.array(gone, pa.bool_())))
 
 
 def _shared_notes(entries: Sequence[FileStatistics]) -> list[str]:
@@ -694,13 +455,63 @@ def _check_columns(run: Run, files: dict[str, FileStatistics]) -> None:
             raise run.spec.source.missing_column_error(without[0] + others, column, names)
 
 
-def _of_files(rows: pa.Table | pa.RecordBatch, files: Collection[str]) -> pa.Array:
-    """Which rows come from these files."""
-    return pc.is_in(rows["source_file"], _names(files))
+class _Writing(RunWork):
+    """Writing partitions, as an engine is given it. Workers do it where they have read."""
+
+    def __init__(
+        self,
+        run: Run,
+        spill: Spill,
+        unchanged: frozenset[str],
+        pushed: Pushed,
+        left_out: Mapping[str, Collection[Place]],
+    ) -> None:
+        super().__init__(run, lambda _: None)
+        self._arguments = spill, unchanged, left_out
+        self._pushed = pushed
+
+    def here(self) -> "_Writer":
+        return _Writer(self._run, *self._arguments, self._pushed)
+
+    def by_itself(self, partitions: Sequence[str]) -> Iterator[bool]:
+        return self.here().work(partitions, self.advance)
+
+    def kit(self) -> "_Kit":
+        configuration = source_configuration(self._run)
+        return _Kit(*self.identity(), configuration, self._pushed.last, *self._arguments)
 
 
-def _names(files: Collection[str]) -> pa.Array:
-    return pa.array(sorted(files), pa.string())
+@dataclass(frozen=True)
+class _Kit(DocumentsKit):
+    """With what has been read, and what of it stays."""
+
+    spill: Spill
+    unchanged: frozenset[str]
+    left_out: Mapping[str, Collection[Place]]
+
+    def open(self, shared: Shared) -> "_Writer":
+        run, pushed = self.open_alike()
+        return _Writer(run, self.spill, self.unchanged, self.left_out, pushed)
+
+
+class _Writer(Worker):
+    """Writes partitions, one after the other; whether each had to be."""
+
+    def __init__(
+        self,
+        run: Run,
+        spill: Spill,
+        unchanged: frozenset[str],
+        left_out: Mapping[str, Collection[Place]],
+        pushed: Pushed,
+    ) -> None:
+        self._run, self._spill, self._unchanged = run, spill, unchanged
+        self._left_out, self._pushed = left_out, pushed
+
+    def work(self, partitions: Sequence[str], advance: Advance) -> Iterator[bool]:
+        for name in partitions:
+            kept = _Kept(self._run, name, self._unchanged, self._pushed)
+            yield _write_partition(self._run, name, self._spill, kept, self._left_out[name])
 
 
 def _write_partition(

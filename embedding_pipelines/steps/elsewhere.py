@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embedding_pipelines import __version__
-from embedding_pipelines.engines.base import Kit, ShardWork
+from embedding_pipelines.engines.base import Engine, Kit, ShardWork
+from embedding_pipelines.engines.inline import Inline
 from embedding_pipelines.errors import EngineError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.run import Run
@@ -61,9 +62,24 @@ class RunWork(ShardWork):
         self._run.progress.note(text)
 
 
+class Nothing:
+    """What workers share that share nothing."""
+
+    def release(self, worker: str) -> None:
+        pass
+
+    def close(self) -> str:
+        return ""
+
+
+def engine_of(run: Run) -> Engine:
+    """The pipeline's; a copy of a pipeline's folder is seen by this machine alone."""
+    return Inline() if run.warehouse.is_copy else run.spec.engine
+
+
 def map_shards(run: Run, work: RunWork, partitions: Sequence[str]) -> Iterator[Any]:
     """As the engine of the run's pipeline does; its workers end with this generator."""
-    results = run.spec.engine.map_shards(work, partitions)
+    results = engine_of(run).map_shards(work, partitions)
     try:
         with closing(results):  # type: ignore[type-var]
             yield from results

@@ -27,8 +27,9 @@ from embedding_pipelines.space import Space
 from embedding_pipelines.spec.output import output_problem
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
-from embedding_pipelines.steps.documents import FileStatistics, read_files
+from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.labels import Labeller
+from embedding_pipelines.steps.reading import FileStatistics
 from embedding_pipelines.steps.vector_store import pairs, shard_digests, table_state
 from embedding_pipelines.storage.bucket import bucket_of
 from embedding_pipelines.storage.output import (

@@ -15,15 +15,10 @@ from embedding_pipelines.run import Run, line_of
 from embedding_pipelines.sources.base import Input
 from embedding_pipelines.sources.changes import changes
 from embedding_pipelines.steps.checks import current_checks
-from embedding_pipelines.steps.documents import (
-    absorbed,
-    count_waiting,
-    is_pushed,
-    joined_anew,
-    read_files,
-)
+from embedding_pipelines.steps.documents import absorbed, count_waiting, joined_anew, read_files
 from embedding_pipelines.steps.old_line import old_line_of
 from embedding_pipelines.steps.output import is_delivered
+from embedding_pipelines.steps.reading import is_pushed
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
 SHOWN_FILES = 5

@@ -18,7 +18,9 @@ from embedding_pipelines.engines import ray as engine_module
 from embedding_pipelines.engines.ray import Ray
 from embedding_pipelines.errors import EngineError, QuarantineError
 from embedding_pipelines.files import read_json
+from embedding_pipelines.steps import documents
 from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.steps.documents import forget_files
 from embedding_pipelines_tests.clusters import (
     add_node,
     assert_same_vectors,
@@ -97,6 +99,23 @@ def test_the_rows_are_those_of_one_process_though_a_worker_dies_and_a_node_compu
     assert "goes to another worker: " in notes
     assert not run.folder.cluster.exists()
     assert max(len(repr(report)) for report in reports) < 1_500  # bytes that pass the driver
+
+
+def test_documents_that_workers_read_are_those_of_one_process(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f'text number {n} is "here"\nand there' for n in range(400)]
+    inline = write_home(tmp_path / "inline", "inline", texts)
+    run = write_home(tmp_path / "ray", engine(cluster, 2), texts, is_cut=False)
+    forget_files(run, None)
+    monkeypatch.setattr(documents, "PART_BYTES", 4_000)
+    monkeypatch.setattr("embedding_pipelines.sources.text.BLOCK_BYTES", 1_000)
+    (report,) = work(run, "documents")
+    assert (report.statistics["documents"], report.statistics["written_partitions"]) == (400, 4)
+    assert run.progress.done == run.progress.total > 3
+    for name in run.spec.partition_names:
+        digests = {each.folder.documents.required(name).digest for each in (inline, run)}
+        assert len(digests) == 1
 
 
 def test_a_shard_that_ends_two_workers_is_put_aside_and_the_others_are_done(

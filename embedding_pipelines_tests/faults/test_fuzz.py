@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.steps.documents import Spill
+from embedding_pipelines.steps.spill import Spill
 from embedding_pipelines_tests.faults.fuzz import FAULTS, KINDS, Case, case_of, fuzz, try_case
 
 

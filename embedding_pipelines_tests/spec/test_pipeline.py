@@ -25,7 +25,7 @@ from embedding_pipelines.spec.pipeline import (
 )
 from embedding_pipelines.steps.chunks import _configuration
 from embedding_pipelines.steps.codec import codec_key
-from embedding_pipelines.steps.documents import source_configuration
+from embedding_pipelines.steps.reading import source_configuration
 from embedding_pipelines.steps.vector_store import layout
 from embedding_pipelines.storage.warehouse import Warehouse
 
