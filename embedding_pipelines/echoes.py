@@ -27,12 +27,12 @@ KINDS: tuple[InputType | Literal["image"], ...] = ("document", "query", "image")
 
 def forget_echoes(warehouse: Warehouse, name: str, forgotten: Forgotten) -> None:
     """Erase it, of a pipeline whose list of what is forgotten has grown elsewhere."""
-    folder, known = warehouse.pipeline(name), dict[str, bool]()
+    folder, answers = warehouse.pipeline(name), dict[str, bool]()
 
     def is_gone(document: str) -> bool:
-        if document not in known:
-            known[document] = forgotten.has("id", document)
-        return known[document]
+        if document not in answers:
+            answers[document] = forgotten.has("id", document)
+        return answers[document]
 
     lines = [warehouse.pipeline(name, line) for line in ("", NEW_LINE)]
     contents = _own_contents(lines, is_gone)

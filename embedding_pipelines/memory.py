@@ -88,10 +88,12 @@ class MemoryIndex:
         numbers = unit(encode_queries(self._codec, vectors).astype(np.float32))
         wide = min(2 * k, len(self._graph))  # which makes its search as wide
         with self._searching:
-            found = self._graph.search(numbers, wide, threads=1)
-        keys = np.atleast_2d(found.keys)[:, :k]
-        distances = np.atleast_2d(found.distances)[:, :k]
-        fewest = min(getattr(found, "counts", [keys.shape[1]]))  # what is behind them is filled up
+            matches = self._graph.search(numbers, wide, threads=1)
+        keys = np.atleast_2d(matches.keys)[:, :k]
+        distances = np.atleast_2d(matches.distances)[:, :k]
+        fewest = min(
+            getattr(matches, "counts", [keys.shape[1]])
+        )  # what is behind them is filled up
         if fewest < min(k, len(self._graph)):
             return None
         return [self._take(*each) for each in zip(keys, distances, strict=True)]

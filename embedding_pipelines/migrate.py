@@ -233,8 +233,8 @@ def abort(home: Path, name: str, progress: Progress) -> list[str]:
         releases = read_releases(folder)
         gone = releases.of_line(NEW_LINE)
         if gone:
-            kept = releases.model_copy(update={"releases": releases.of_line("")})
-            write_releases(folder, kept)
+            rest = releases.model_copy(update={"releases": releases.of_line("")})
+            write_releases(folder, rest)
         return _drop(warehouse, spec, folder, gone)
 
 

@@ -424,9 +424,9 @@ class Writer:
         """Delete what was ever published of the pipeline, and publish that there is nothing but the
         list of what it has forgotten. Raises as `publish`."""
         files = self._generation.files
-        kept = {path: entry for path, entry in files.items() if path.startswith(FORGOTTEN)}
-        if kept != files:
-            self._publish(kept)
+        rest = {path: entry for path, entry in files.items() if path.startswith(FORGOTTEN)}
+        if rest != files:
+            self._publish(rest)
         self._erase()
 
     def forget(self) -> None:

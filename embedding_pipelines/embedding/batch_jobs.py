@@ -274,10 +274,10 @@ def forget_keys(folder: Path, keys: Collection[bytes]) -> int:
     gone, count = {key.hex() for key in keys}, 0
     for path in list_files(folder, "*.json"):
         job = _read(path)
-        kept = [key for key in job.keys if key not in gone]
-        if len(kept) < len(job.keys):
-            count += len(job.keys) - len(kept)
-            write_atomic(path, seal(json.dumps(asdict(replace(job, keys=kept)))), durable=True)
+        rest = [key for key in job.keys if key not in gone]
+        if len(rest) < len(job.keys):
+            count += len(job.keys) - len(rest)
+            write_atomic(path, seal(json.dumps(asdict(replace(job, keys=rest)))), durable=True)
     return count
 
 

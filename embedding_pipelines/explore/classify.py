@@ -54,8 +54,8 @@ def _classify(
     searcher: Searcher, text: str, label: str, k: int, principals: Principals
 ) -> Classification:
     weights: dict[str, float] = defaultdict(float)
-    found = searcher.search(text, k, principals=principals).hits
-    hits = [hit for hit in found if hit.metadata[label] not in (None, "")]
+    every = searcher.search(text, k, principals=principals).hits
+    hits = [hit for hit in every if hit.metadata[label] not in (None, "")]
     for hit in hits:
         weights[str(hit.metadata[label])] += max(hit.score, 0.0)
     total = sum(weights.values())

@@ -335,15 +335,15 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
     old = store.table(folder.tables, live.table)
     schema, codec = old.schema(live.version), CodecChain.load(folder.codecs / live.codec)
     table, name = unused_table(store, folder.tables, live.table)
-    kept, gone = 0, set[str]()
+    count, gone = 0, set[str]()
 
     def rows() -> Iterator[pa.RecordBatch]:
-        nonlocal kept
+        nonlocal count
         for batch in old.scan(schema.names, version=live.version):
             mask = rows_of(batch, traces.ids)
             gone.update(batch["document_id"].filter(mask).to_pylist())
             rest = batch.filter(pc.invert(mask))
-            kept += rest.num_rows
+            count += rest.num_rows
             columns = [rest[column] for column in schema.names]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -351,8 +351,8 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
     trained = table.index(codec.metric, 0, live.spec.search.text_index)
     version = table.version
     assert version is not None
-    if table.rows(version) != kept:
-        raise StoreError(f"Table {name!r} holds {table.rows(version)} rows of {kept}. Try again.")
+    if table.rows(version) != count:
+        raise StoreError(f"Table {name!r} holds {table.rows(version)} rows of {count}. Try again.")
     releases = read_releases(folder)
     numbers = [entry.number for entry in releases.releases]
     metrics = dict(live.metrics)
@@ -363,7 +363,7 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
             "number": max([newest_number(folder), *numbers]) + 1,
             "table": name,
             "version": version,
-            "rows": kept,
+            "rows": count,
             "released_at": datetime.now(UTC),
             "metrics": metrics,
         }
@@ -374,7 +374,7 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
         write_json(folder.quality / f"{name}-{version}.json", figures)
     write_releases(folder, Releases(live=release.number, releases=[release]))
     append_history(folder, release, run.usage())
-    state = TableState(name, version, {}, trained, layout(live.spec), kept)
+    state = TableState(name, version, {}, trained, layout(live.spec), count)
     write_json(folder.table_state, asdict(state))
     return release
 
@@ -391,8 +391,8 @@ def _erase_rows(
         rows = read_table(path)
         if rows is not None and places:
             pairs = zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True)
-            kept = pa.array([pair not in places for pair in pairs], pa.bool_())
-            write_table(path, REJECTED, rows.filter(kept).to_batches())
+            rest = pa.array([pair not in places for pair in pairs], pa.bool_())
+            write_table(path, REJECTED, rows.filter(rest).to_batches())
     texts = read_table(folder.rejected_texts)
     if texts is not None:
         owners = [name.rpartition("#")[0] for name in texts["chunk_id"].to_pylist()]
@@ -443,11 +443,11 @@ def _erase_from_shard(shards: Shards, partition: str, ids: Collection[str], inpu
         statistics["rejected"] = manifest.rejected - rejected
     count = sum(int(mask.true_count) for mask in masks)
     if count:
-        kept = (
+        rest = (
             batch.filter(pc.invert(mask))
             for batch, mask in zip(shards.read(partition), masks, strict=True)
         )
-        shards.write(partition, schema, kept, inputs, manifest.configuration, statistics)
+        shards.write(partition, schema, rest, inputs, manifest.configuration, statistics)
     return count
 
 

@@ -242,8 +242,8 @@ def _duplicates(run: Run) -> dict[str, Any] | None:
 def _kept(live: Release | None, releases: Releases) -> dict[str, str]:
     if live is None:
         return {"Live release": "none"}
-    made = f"{live.number}, of {live.released_at:%Y-%m-%d %H:%M} UTC"
-    return {"Live release": f"{made}; kept: {releases.numbers}"}
+    release = f"{live.number}, of {live.released_at:%Y-%m-%d %H:%M} UTC"
+    return {"Live release": f"{release}; kept: {releases.numbers}"}
 
 
 def _statistics(release: Release, codec: CodecChain | None, on_disk: int | None) -> dict[str, str]:

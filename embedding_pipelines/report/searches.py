@@ -76,8 +76,8 @@ def searches(
     places = np.unique(np.linspace(0, len(others) - 1, min(SAMPLES, len(others))).astype(int))
 
     def results(query: Query) -> dict[str, Any]:
-        asked, mode = ranking.Query(query.text, query.vector), release.spec.search.mode
-        rows = ranking.find(table, codec, asked, CHUNKS, None, release.version, mode)
+        question, mode = ranking.Query(query.text, query.vector), release.spec.search.mode
+        rows = ranking.find(table, codec, question, CHUNKS, None, release.version, mode)
         return {
             "query": cut(query.text),
             "answers": [cut(name) for name in query.answers[:HITS]],

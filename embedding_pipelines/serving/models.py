@@ -250,7 +250,7 @@ class ServedModel(Worker):
             self._metrics.observe("tokenize_seconds", spent, **labels)
             if len(prepared.hits):
                 self._metrics.count("cache_hits_total", len(prepared.hits), **labels)
-            found = dict(prepared.hits)
+            by_key = dict(prepared.hits)
             if rows:
                 items = [readable.texts[row] for row in rows]
                 try:
@@ -261,11 +261,11 @@ class ServedModel(Worker):
                     which = name(rows[fault.row])
                     raise BadInput(f"{which} has no vector: {fault}") from None
                 keys = [prepared.keys[row] for row in rows]
-                found |= zip(keys, vectors, strict=True)
+                by_key |= zip(keys, vectors, strict=True)
                 if input_type == "document":
                     self._keep(keys, vectors)
             return Embedded(
-                np.stack([found[key] for key in prepared.keys]),
+                np.stack([by_key[key] for key in prepared.keys]),
                 sum(readable.tokens),
                 self.model.space,
                 readable.unseen,

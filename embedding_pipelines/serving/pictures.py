@@ -81,7 +81,7 @@ class Pictures:
         searcher: "Searcher",
         document: str,
         places: Sequence[str],
-        known: str = "",
+        etags: str = "",
         principals: Principals = None,
     ) -> tuple[str, bytes | None]:
         """The ETag, and a JPEG, of the image that a document of the live release is, THUMBNAIL_SIDE
@@ -93,16 +93,16 @@ class Pictures:
         Raises NotFound for a document that is none of it, or no image, or whose image is elsewhere,
         or has changed since, or is not for these principals; TooManyRequests if too many wait.
         """
-        found = await asyncio.to_thread(searcher.image_of, document, principals)
-        if found is None:
+        image = await asyncio.to_thread(searcher.image_of, document, principals)
+        if image is None:
             raise NotFound(f"Document {document!r} is no image of the live release.")
-        uri, digest = found
+        uri, digest = image
         if not is_within(places, self._home, uri):
             raise NotFound(
                 f"The image of document {document!r} is not where its pipeline's file says."
             )
         etag = f'"{digest}"'
-        if etag in known:
+        if etag in etags:
             return etag, None
         try:
             content = await asyncio.to_thread(self._contents.read, uri)

@@ -73,13 +73,13 @@ class Records:
 
     def without(self, places: Iterable[int]) -> "Records":
         """All but the records at these places."""
-        kept = np.delete(np.arange(len(self.starts)), list(places))
-        if len(kept) == len(self.starts):
+        rest = np.delete(np.arange(len(self.starts)), list(places))
+        if len(rest) == len(self.starts):
             return self
-        data = b"".join(self.record(at) + b"\n" for at in kept.tolist())
-        lengths = self.ends[kept] - self.starts[kept]
+        data = b"".join(self.record(at) + b"\n" for at in rest.tolist())
+        lengths = self.ends[rest] - self.starts[rest]
         ends = np.cumsum(lengths + 1) - 1
-        return Records(data, ends - lengths, ends, self.lines[kept])
+        return Records(data, ends - lengths, ends, self.lines[rest])
 
 
 @dataclass(frozen=True)

@@ -154,10 +154,10 @@ class HuggingFace(Source):
                 self.dataset, recursive=True, revision=commit, repo_type="dataset"
             )
             entries = sorted((each for each in tree if hasattr(each, "size")), key=lambda e: e.path)
-        wanted = [each for each in entries if self._is_wanted(each.path)]
-        if not wanted:
+        parts = [each for each in entries if self._is_of_split(each.path)]
+        if not parts:
             raise self._nothing([each.path for each in entries])
-        return [self._listed(each, commit) for each in wanted]
+        return [self._listed(each, commit) for each in parts]
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -175,16 +175,16 @@ class HuggingFace(Source):
                 "a dataset that is not public; else try again later."
             ) from None
 
-    def _is_wanted(self, path: str) -> bool:
+    def _is_of_split(self, path: str) -> bool:
         config, _, rest = path.partition("/")
         split, _, name = rest.partition("/")
         return (config, split) == (self.config, self.split) and name.endswith(".parquet")
 
     def _nothing(self, paths: list[str]) -> SourceError:
-        found = sorted({"/".join(path.split("/")[:2]) for path in paths if path.count("/") >= 2})
+        pairs = sorted({"/".join(path.split("/")[:2]) for path in paths if path.count("/") >= 2})
         return SourceError(
             f"{self.dataset}: there is no Parquet of configuration {self.config!r} and split "
-            f"{self.split!r}; there is {', '.join(found) or 'none'}. Set source.config and "
+            f"{self.split!r}; there is {', '.join(pairs) or 'none'}. Set source.config and "
             "source.split, and source.revision for Parquet elsewhere."
         )
 

@@ -249,14 +249,14 @@ class Images(FileSource):
 
     def files_joined_as(self, home: Path, record: Mapping[str, Stamp]) -> list[Input]:
         """See Source.files_joined_as. An image that is not on record needs its caption."""
-        known: list[Input] = []
+        inputs_on_record: list[Input] = []
         inputs = super().files(home)
         for each in inputs:
             stamp, own = record.get(each.name, ()), len(each.stamp)
             if stamp[:own] != each.stamp:
                 return self._captioned(home, inputs)[0]
-            known.append(replace(each, stamp=stamp))
-        return known
+            inputs_on_record.append(replace(each, stamp=stamp))
+        return inputs_on_record
 
     def omissions(self, home: Path) -> list[str]:
         """What walks leave out, and which captions and images do not belong together."""

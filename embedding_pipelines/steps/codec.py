@@ -106,8 +106,8 @@ def fit_codec(run: Run) -> StepReport:
     codec.save(path.with_suffix(COPY))  # without it no release that names it can be searched
     write_json(run.folder.codecs_in_force, {**_in_force(run), codec_key(run): path.name})
     if _depends(run):
-        kept = _kept(codec, _sample(run))
-        _write_fit(run, Fit(path.name, _embeddings(run), kept, kept))
+        energy = _energy_kept_by(codec, _sample(run))
+        _write_fit(run, Fit(path.name, _embeddings(run), energy, energy))
     return StepReport(CodecStep.name, True, _statistics(run, path))
 
 
@@ -140,9 +140,11 @@ def _review(run: Run) -> StepReport:
     """Measure the codec in force on the embeddings, and refit it if that keeps clearly more."""
     codec, path, sample = load_codec(run), codec_path(run), _sample(run)
     assert path is not None
-    before, now = _fit(run, path), _kept(codec, sample)
+    before, now = _fit(run, path), _energy_kept_by(codec, sample)
     if len(sample) and (before is None or _is_worse(now, before.fitted)):
-        best = _kept(CodecChain.fit(run.spec.compression, lambda: [sample], len(sample[0])), sample)
+        best = _energy_kept_by(
+            CodecChain.fit(run.spec.compression, lambda: [sample], len(sample[0])), sample
+        )
         if _is_worse(now, best):
             report = fit_codec(run)
             run.progress.note(
@@ -161,7 +163,7 @@ def _is_worse(kept: float, best: float) -> bool:
     return best - kept > max(LEAST_MORE, min(MORE_ENERGY, 3 * (1 - best)))
 
 
-def _kept(codec: CodecChain, sample: Vectors) -> float:
+def _energy_kept_by(codec: CodecChain, sample: Vectors) -> float:
     return round(float(codec.kept_energy(sample).mean()), 6) if len(sample) else 1.0
 
 

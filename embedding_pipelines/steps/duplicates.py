@@ -129,9 +129,9 @@ def _pairs(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
         order = np.argsort(quarter, kind="stable")
         ordered = quarter[order]
         for flip in flips:
-            wanted = quarter ^ flip
-            starts = np.searchsorted(ordered, wanted, "left")
-            counts = np.searchsorted(ordered, wanted, "right") - starts
+            partner = quarter ^ flip
+            starts = np.searchsorted(ordered, partner, "left")
+            counts = np.searchsorted(ordered, partner, "right") - starts
             for rows in _blocks(counts):
                 left = np.repeat(rows, counts[rows])
                 offsets = np.arange(len(left)) - np.repeat(

@@ -280,12 +280,12 @@ def _filled_up(
             vectors[np.delete(np.arange(len(rows)), missing)] = to_matrix(old[VECTOR].drop_null())
             rejected, usage = dict[int, str](), Usage()
             if len(missing):
-                asked = iter([rows.take(pa.array(missing))])
+                lacking = iter([rows.take(pa.array(missing))])
                 advance = partial(
                     run.progress.update, EmbeddingsStep.name, total=None, unit=_unit(run)
                 )
                 for part in embed(
-                    *(asked, run.model, run.cache, "document", advance, budget, unfinished),
+                    *(lacking, run.model, run.cache, "document", advance, budget, unfinished),
                     loader=loader,
                 ):
                     vectors[missing] = part.vectors

@@ -32,15 +32,19 @@ def find_garbage(run: Run) -> list[Garbage]:
     """What nobody needs of a pipeline; to be called by whoever holds its locks, since a file may
     belong to a run that is at work. Raises StoreError if its records are damaged: then nobody can
     know what they need."""
-    found = [
+    garbage = [
         *_tables(run),
-        *(("version", path) for table, kept in _kept(run) for path in table.garbage(kept)),
+        *(
+            ("version", path)
+            for table, versions in _tables_in_use(run)
+            for path in table.garbage(versions)
+        ),
         *_shards(run),
         *_codecs(run),
         *(("model", path) for path in unused_models(run)),
         *_leftovers(run),
     ]
-    return [Garbage(what, path, _size(path)) for what, path in found]
+    return [Garbage(what, path, _size(path)) for what, path in garbage]
 
 
 def delete_garbage(run: Run) -> list[Garbage]:
@@ -53,28 +57,28 @@ def delete_garbage(run: Run) -> list[Garbage]:
             shutil.rmtree(entry.path)
         elif entry.what != "version":
             delete(entry.path)
-    for table, kept in _kept(run):
-        table.delete_garbage(kept)
+    for table, versions in _tables_in_use(run):
+        table.delete_garbage(versions)
     return garbage
 
 
-def _kept(run: Run) -> Iterator[tuple[Table, set[int]]]:
+def _tables_in_use(run: Run) -> Iterator[tuple[Table, set[int]]]:
     """The tables that stay, with the versions that do."""
     state, versions = table_state(run), dict[str, set[int]]()
     for release in read_releases(run.folder).releases:
         versions.setdefault(release.table, set()).add(release.version)
     for each in filter(None, (state, other_state(run))):
         versions.setdefault(each.table, set()).add(each.version)
-    for name, kept in versions.items():
-        yield run.spec.store.table(run.warehouse.tables, name), kept
+    for name, numbers in versions.items():
+        yield run.spec.store.table(run.warehouse.tables, name), numbers
 
 
 def _tables(run: Run) -> Iterator[tuple[str, Path]]:
     store, folder = run.spec.store, run.warehouse.tables
-    kept = {table.folder_of_files for table, _ in _kept(run)}
+    staying = {table.folder_of_files for table, _ in _tables_in_use(run)}
     for name in store.names(folder):
         path = store.table(folder, name).folder_of_files
-        if name.rpartition("-")[0] == run.spec.name and path not in kept:
+        if name.rpartition("-")[0] == run.spec.name and path not in staying:
             yield "table", path
 
 
@@ -87,12 +91,12 @@ def _shards(run: Run) -> Iterator[tuple[str, Path]]:
 def _codecs(run: Run) -> Iterator[tuple[str, Path]]:
     """Those that no release names and that are not in force for any options."""
     folder = run.folder.codecs
-    kept = {release.codec for release in read_releases(run.folder).releases}
+    staying = {release.codec for release in read_releases(run.folder).releases}
     for line in ("", NEW_LINE):
         in_force = run.warehouse.pipeline(run.spec.name, line).codecs_in_force
-        kept |= set((read_json(in_force) or {}).values())
+        staying |= set((read_json(in_force) or {}).values())
     for path in list_files(folder, "*-*.*"):
-        if path.suffix in (".npz", COPY) and path.with_suffix(".npz").name not in kept:
+        if path.suffix in (".npz", COPY) and path.with_suffix(".npz").name not in staying:
             yield "codec", path
 
 
@@ -100,12 +104,12 @@ def unused_models(run: Run) -> Iterator[Path]:
     """Those that were trained, and that neither a release nor the next run uses; and checkpoints of
     a model that is trained no more."""
     folder, trains = run.folder.model.parent, run.spec.model.trains
-    kept = {
+    staying = {
         getattr(entry.spec.model, "trained", None) for entry in read_releases(run.folder).releases
     }
     if trains:
-        kept.add((read_json(run.folder.model) or {}).get("folder"))
-    names = {str(name).rpartition("/")[2] for name in kept}
+        staying.add((read_json(run.folder.model) or {}).get("folder"))
+    names = {str(name).rpartition("/")[2] for name in staying}
     for path in folder.glob("*/"):
         if path.name not in names and not (path.name.startswith(".") and trains):
             yield path

@@ -53,11 +53,11 @@ class Labeller:
         has_image = images.is_valid().to_numpy(zero_copy_only=False)
         ends = np.cumsum(has_image * self.top, dtype=np.int32)
         offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
-        kept = np.repeat(has_image, self.top)
+        of_images = np.repeat(has_image, self.top)
         mask = images.is_null()
         return {
             name: pa.ListArray.from_arrays(
-                offsets, values.filter(pa.array(kept)), type=TABLE_TYPES[kind], mask=mask
+                offsets, values.filter(pa.array(of_images)), type=TABLE_TYPES[kind], mask=mask
             )
             for name, kind, values in (
                 ("labels", "list[string]", flat),

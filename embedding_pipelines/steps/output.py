@@ -317,9 +317,9 @@ class _Sources:
         documents, uris = (rows[name].combine_chunks() for name in columns)
         places = pc.index_in(uris, self._names)
         sink = pa.BufferOutputStream()
-        told = pa.record_batch([documents, uris, self._own.take(places)], names=["d", "u", "t"])
-        with pa.ipc.new_stream(sink, told.schema) as writer:
-            writer.write_batch(told)
+        origins = pa.record_batch([documents, uris, self._own.take(places)], names=["d", "u", "t"])
+        with pa.ipc.new_stream(sink, origins.schema) as writer:
+            writer.write_batch(origins)
         return _Origins(
             documents, uris, self._tags.take(places), digest(sink.getvalue().to_pybytes()).hex()
         )

@@ -109,8 +109,8 @@ def release(run: Run, force_reason: str = "") -> StepReport:
             _drop_tables(run, releases)
         # What was pushed since and changed nothing is in it, too.
         newest = newest.model_copy(update={"pushed": candidate.pushed})
-        kept = [newest if entry is own[-1] else entry for entry in releases.releases]
-        releases = releases.model_copy(update={"releases": kept})
+        rest = [newest if entry is own[-1] else entry for entry in releases.releases]
+        releases = releases.model_copy(update={"releases": rest})
         if releases != before:
             write_releases(run.folder, releases)
         return StepReport(ReleaseStep.name, False, _statistics(newest, releases))
@@ -201,8 +201,8 @@ def _drop_lost(run: Run, releases: Releases) -> Releases:
     if gone:
         numbers = ", ".join(str(entry.number) for entry in gone)
         run.progress.note(f"release {numbers} is gone and is dropped.")
-    kept = [entry for entry in releases.releases if entry not in gone]
-    return releases.model_copy(update={"releases": kept})
+    rest = [entry for entry in releases.releases if entry not in gone]
+    return releases.model_copy(update={"releases": rest})
 
 
 def _tag_tables(run: Run, releases: Releases) -> None:

@@ -250,13 +250,13 @@ def _forget_releases(run: Run, table: Table, name: str) -> None:
     """A table that was lost is made anew, and counts its versions from 1 again: no release may name
     the old ones."""
     releases = read_releases(run.folder)
-    kept = [
+    rest = [
         entry
         for entry in releases.releases
         if entry.table != name or not table.lacks(entry.version)
     ]
-    if len(kept) < len(releases.releases):
-        write_releases(run.folder, releases.model_copy(update={"releases": kept}))
+    if len(rest) < len(releases.releases):
+        write_releases(run.folder, releases.model_copy(update={"releases": rest}))
 
 
 def _clean_others(run: Run, name: str) -> None:

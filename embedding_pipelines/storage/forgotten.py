@@ -80,8 +80,8 @@ class Forgotten:
             for entry in self.entries
             if gone_files.isdisjoint(entry.files)
         ]
-        kept = [entry for entry in entries if entry.files or entry.documents or entry.records]
-        return replace(self, entries=kept)
+        rest = [entry for entry in entries if entry.files or entry.documents or entry.records]
+        return replace(self, entries=rest)
 
     def of_files(self, files: Iterable[str]) -> frozenset[str]:
         """The hashes of all documents that were forgotten with these files."""

@@ -238,8 +238,8 @@ class Generations:
         for path, entry in generation.files.items():
             key = self.prefix + entry.key
             if key not in sizes:  # of what all pipelines share
-                found = self.bucket.find(key)
-                sizes[key] = found.size_bytes if found else -1
+                there = self.bucket.find(key)
+                sizes[key] = there.size_bytes if there else -1
             if sizes[key] != entry.size_bytes:
                 lost[path] = entry
         return lost

@@ -146,11 +146,11 @@ class Output:
     def delete_unnamed(self, index: Index | None) -> int:
         """Delete the files that the index does not name; how many. What others have put there is
         not touched."""
-        kept = index.names if index else set()
+        names = index.names if index else set()
         gone = [
             entry.key
             for name, entry in self.objects().items()
-            if NAME.fullmatch(name) and name not in kept
+            if NAME.fullmatch(name) and name not in names
         ]
         self._bucket.delete(gone)
         return len(gone)

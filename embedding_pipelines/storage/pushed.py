@@ -303,11 +303,11 @@ class PushedLog:
         self._delete_covered(segments)
         for segment in segments:
             lines = [(change, line) for _, change, _, line in self._lines(segment)]
-            kept = [line for change, line in lines if change.id not in ids]
-            if len(kept) < len(lines):
-                count += len(lines) - len(kept)
+            rest = [line for change, line in lines if change.id not in ids]
+            if len(rest) < len(lines):
+                count += len(lines) - len(rest)
                 edition = Segment(segment.first, segment.last, segment.edition + 1)
-                self._replace([segment], edition, b"".join(kept))
+                self._replace([segment], edition, b"".join(rest))
         return count
 
     def _replace(self, segments: Sequence[Segment], by: Segment, content: bytes) -> None:

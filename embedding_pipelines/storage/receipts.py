@@ -133,11 +133,11 @@ class Receipts:
         with self._lock():
             for path in self._files():
                 lines, torn = read_lines(path)
-                left = (_without(line, is_forgotten) for line in lines if not quotes(line))
-                kept = [line for line in left if line]
-                if kept != lines or torn:
-                    changed += sum(line not in kept for line in lines)
-                    write_lines(path, kept)
+                rest = (_without(line, is_forgotten) for line in lines if not quotes(line))
+                lines_left = [line for line in rest if line]
+                if lines_left != lines or torn:
+                    changed += sum(line not in lines_left for line in lines)
+                    write_lines(path, lines_left)
         return changed
 
     def forget_unseen(
@@ -223,5 +223,5 @@ def _without(line: dict[str, Any], is_forgotten: Callable[[str], bool]) -> dict[
     """A line without these documents; None of a rating of one."""
     if "rating" in line:
         return None if is_forgotten(line["document_id"]) else line
-    kept = [name for name in line["documents"] if not is_forgotten(name)]
-    return {**line, "documents": kept}
+    rest = [name for name in line["documents"] if not is_forgotten(name)]
+    return {**line, "documents": rest}

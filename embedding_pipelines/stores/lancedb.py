@@ -152,8 +152,8 @@ class Lancedb(Store):
         vectors = pa.array([[0.0]] * len(texts), pa.list_(pa.float32(), 1))
         rows = pa.table({**columns, VECTOR: vectors})
         snapshot = call(open_in_memory, rows, language)
-        found = snapshot.by_text(query, len(texts), None, [TABLE_KEY])
-        return dict(zip(found[TABLE_KEY].to_pylist(), found["_score"].to_pylist(), strict=True))
+        ranking = snapshot.by_text(query, len(texts), None, [TABLE_KEY])
+        return dict(zip(ranking[TABLE_KEY].to_pylist(), ranking["_score"].to_pylist(), strict=True))
 
     def names(self, folder: Path) -> list[str]:
         names = list_names(folder)
@@ -281,13 +281,13 @@ class LanceTable(Table):
             if compact(table, is_due):
                 updates = 0
             update_text_index(table, language)
-            kept = {tag["version"] for tag in call(table.tags.list).values()}
+            tagged = {tag["version"] for tag in call(table.tags.list).values()}
         self._delete_drafts()  # Lance passes over one that it could not delete itself
         folder = self.folder_of_files
         paths = (path for part in FIXED for path in (folder / part).rglob("*") if path.is_file())
         names = (path.relative_to(folder).as_posix() for path in paths if path.suffix != ".json")
         write_checksums(self._checksums, folder, names, updates)
-        self.delete_garbage(kept)
+        self.delete_garbage(tagged)
         return trained_rows
 
     def has_only(self, version: int) -> bool:

@@ -90,7 +90,7 @@ class Survey:
 
     @cached_property
     def indices(self) -> list[Index]:
-        found = []
+        entries = []
         with self._explained("read"):
             table: Any = self._table
             for entry in call(table.list_indices):
@@ -98,8 +98,8 @@ class Survey:
                 covered = statistics["num_indexed_rows"] if statistics else 0
                 rest = statistics["num_unindexed_rows"] if statistics else self.rows
                 kind = str(entry.index_type)
-                found.append(Index(entry.name, kind, list(entry.columns), covered, rest))
-        return found
+                entries.append(Index(entry.name, kind, list(entry.columns), covered, rest))
+        return entries
 
     @property
     def has_vector_index(self) -> bool:

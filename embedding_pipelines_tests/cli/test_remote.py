@@ -110,7 +110,12 @@ def test_a_search_goes_to_the_server(
     photo, place = tmp_path / "cat.jpg", ("--server", script.address)
     photo.write_bytes(b"a photograph")
     note = "3 tokens at the end of what was asked for were not read."
-    script.answers = [(200, ANSWER), (200, ANSWER | {"notes": [note]}), (200, ANSWER), (200, ANSWER)]
+    script.answers = [
+        (200, ANSWER),
+        (200, ANSWER | {"notes": [note]}),
+        (200, ANSWER),
+        (200, ANSWER),
+    ]
     said = command("search", "photos", "--image", str(photo), "-k", "3", *place)
     assert said.code == 0, said.err
     assert " 1  0.900  cat.jpg" in said.out

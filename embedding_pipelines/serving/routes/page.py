@@ -98,7 +98,7 @@ async def thumbnail(
     pipeline: Name,
     document: Name,
     caller: AnyCaller,
-    known: Annotated[str, Header(alias="If-None-Match")] = "",
+    etags: Annotated[str, Header(alias="If-None-Match")] = "",
 ) -> Response:
     """A small JPEG of the image that a document of a pipeline's live release is. Whoever keeps it
     asks each time whether it may still be shown: the document may have been forgotten."""
@@ -107,7 +107,7 @@ async def thumbnail(
     searcher = await open_searcher(server, name, caller.principals)
     served = (await server.served()).get(name)
     places = served.image_places if served else ()
-    picture = server.pictures.thumbnail(searcher, document, places, known, caller.principals)
+    picture = server.pictures.thumbnail(searcher, document, places, etags, caller.principals)
     etag, data = await caller.wait_for(picture)
     headers = {
         "Cache-Control": "private, no-cache",

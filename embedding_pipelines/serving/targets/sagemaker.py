@@ -128,12 +128,12 @@ class SageMakerTarget(Target):
 class _Aws:
     """AWS's API; every error is a TargetError in a sentence."""
 
-    asked: str | None
+    region_name: str | None
 
     def __enter__(self) -> "_Aws":
         boto3 = need("boto3", "buckets")
         with _explained():
-            self._session = boto3.session.Session(region_name=self.asked)
+            self._session = boto3.session.Session(region_name=self.region_name)
             if self._session.region_name is None:
                 raise ConfigError(
                     "No region is known. Set sagemaker.region in deploy.yaml, or AWS_DEFAULT_REGION."
