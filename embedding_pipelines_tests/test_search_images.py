@@ -87,7 +87,7 @@ def embedded(reports: Sequence[StepReport]) -> int:
 
 
 def best(home: Path, **what: object) -> list[str]:
-    return [hit.document_id for hit in search(home, "p", k=2, **what).hits]  # type: ignore[arg-type]
+    return [hit.document_id for hit in search(home, "p", k=2, **what).hits]  # type: ignore[call-overload]
 
 
 def test_texts_and_images_find_images(built: Path, tmp_path: Path) -> None:
@@ -121,9 +121,13 @@ def test_what_is_no_image_is_a_sentence(built: Path, tmp_path: Path) -> None:
         (5, "cannot be searched for: An image is a path, bytes, or an image of Pillow, not 5"),
     ):
         with pytest.raises(ConfigError, match=words):
-            search(built, "p", image=image)  # type: ignore[arg-type, call-overload]
-    for arguments in ({}, {"query": "red", "image": b""}, {"image": b"", "mode": "hybrid"}):
-        with pytest.raises(ConfigError, match="Give a query, or an image"):
+            search(built, "p", image=image)  # type: ignore[arg-type]
+    for arguments, words in (
+        ({}, "Give one of: a query, image="),
+        ({"query": "red", "image": b""}, "Give one of: a query, image="),
+        ({"image": b"", "mode": "hybrid"}, "compared by vectors alone"),
+    ):
+        with pytest.raises(ConfigError, match=words):
             search(built, "p", **arguments)  # type: ignore[call-overload]
 
 

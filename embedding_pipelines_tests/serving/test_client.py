@@ -175,7 +175,7 @@ def test_an_image_is_sent_in_place_of_a_query(
         answers = [client.search("photos", image=photo), client.search("photos", image=content)]
         answers.append(asyncio.run(work()))
         for wrong in ({}, {"query": "a", "image": photo}):
-            with pytest.raises(BadRequest, match="either a query or an image"):
+            with pytest.raises(BadRequest, match="one of a query, an image, and the ids"):
                 client.search("photos", **wrong)  # type: ignore[arg-type]
         with pytest.raises(FileNotFoundError):
             client.search("photos", image=tmp_path / "b.jpg")

@@ -86,7 +86,7 @@ async def _search_like(body: SearchRequest, caller: Caller) -> Response:
     """By an image, or by documents. No receipt is kept of it: what checks ask again is texts."""
     field = "like" if body.image is None else "image"
     if body.mode not in (None, "vector"):
-        raise BadRequest(f"mode: with {field} vectors alone are compared. Leave mode out.")
+        raise BadRequest(f"mode: {field} is compared by vectors alone. Leave mode out.")
     if body.rerank:
         raise BadRequest(f"rerank: a cross-encoder reads texts alone. Leave it out with {field}.")
     data = b""
