@@ -3,9 +3,10 @@ its key not checked, its route not looked up, its body not read.
 
 At four times what a server can do, three of four requests are refused, and what each of them takes is
 taken from the fourth: a refusal may cost a sixteenth of an answer, or goodput is less than 0.8 of the
-peak. What is not plain (a body in chunks, a pipelined request, a head in parts, anything that two
-servers might read in two ways) goes the usual way, and is refused where its texts are
-(`ServedModel.embed`).
+peak. That holds for single texts, which wait for the interactive lane of the one model. All else may
+wait elsewhere (several texts, a search, texts to rank), or is not plain (a body in chunks or not here
+as a whole, a pipelined request, a head in parts, anything that two servers might read in two ways): it
+goes the usual way, and is refused where its texts are (`Worker.admit`).
 
 A head also has to come in HEAD_SECONDS, for which uvicorn would wait for ever. Its protocol is not a
 public class: pyproject.toml takes the versions that this was tested with.
@@ -14,6 +15,7 @@ public class: pyproject.toml takes the versions that this was tested with.
 import asyncio
 import math
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,8 @@ TIMEOUT = re.compile(rb"\r\n%s: *([^\r\n]*)" % TIMEOUT_HEADER.lower().encode())
 UNUSUAL = re.compile(
     rb"\r\n(?:transfer-encoding|expect|upgrade|connection:[^\r]*(?:close|upgrade))"
 )
+TEXT = rb'"(?:[^"\\]|\\.)*+"'
+SINGLE = re.compile(rb'"input"\s*:\s*"|"(?:input|texts)"\s*:\s*\[\s*%s\s*\]' % TEXT, re.DOTALL)
 HEAD_SECONDS = 60.0  # in which a head has to come
 
 
@@ -51,7 +55,6 @@ class Door(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._served, self._paths, self._refusal = server, paths, refuse
         self._is_between = True  # two requests: the parser waits for the head of the next
-        self._unread = 0  # bytes of a body that was refused and is still to come
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -77,19 +80,13 @@ class Door(HttpToolsProtocol):
         super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        if self._unread:
-            refused = min(self._unread, len(data))
-            self._unread -= refused
-            data = data[refused:]
-            if not data:
-                return
         is_idle = self._is_between and (self.cycle is None or self.cycle.response_complete)
         if not (is_idle and self._refuses(data)):
             super().data_received(data)
 
     def _refuses(self, data: bytes) -> bool:
-        """Whether `data` is the beginning of a request that was refused."""
-        end = data.find(b"\r\n\r\n")
+        """Whether `data` is a request that was refused."""
+        started, end = time.perf_counter(), data.find(b"\r\n\r\n")
         if end < 0 or not data.startswith(POST) or self.flow.write_paused:
             return False
         path = data[len(POST) : max(0, data.find(HTTP, 0, end + 2))].decode("latin-1")
@@ -100,16 +97,15 @@ class Door(HttpToolsProtocol):
         is_plain = head.count(b"\r\ncontent-length:") == 1 and LINES.fullmatch(data, 0, end + 2)
         if length is None or not is_plain or UNUSUAL.search(head):
             return False
-        unread = end + 4 + int(length[1]) - len(data)
-        if unread < 0:  # another request follows at once
+        is_whole = len(data) == end + 4 + int(length[1])  # and nothing follows
+        if not is_whole or SINGLE.search(data, end + 4) is None:
             return False
         seconds = timeout_of(timeout[1].decode("latin-1")) if timeout else None
         try:
             self._served.admit(seconds or math.inf)
         except TooManyRequests as error:
-            self._unread = unread
             self._write(self._refusal(error))
-            self._served.metrics.count("requests_total", path=path, status="429")
+            self._served.metrics.request(path, 429, time.perf_counter() - started)
             return True
         return False
 

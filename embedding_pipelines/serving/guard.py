@@ -59,9 +59,7 @@ class Guard:
             await self._app(scope, receive_in_time, send_and_note)
         finally:
             path = scope["path"] if scope["path"] in self._direct_paths else _path(scope)
-            seconds = time.perf_counter() - started
-            self._server.metrics.count("requests_total", path=path, status=str(status))
-            self._server.metrics.observe("request_seconds", seconds, path=path)
+            self._server.metrics.request(path, status, time.perf_counter() - started)
 
 
 def _path(scope: dict[str, Any] | Any) -> str:

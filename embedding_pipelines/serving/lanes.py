@@ -119,13 +119,14 @@ class Lanes:
         rate; 0 before there is one."""
         if not self.tokens_per_second:
             return 0.0
-        ahead, bulk = self._queued["interactive"], self._queued["bulk"]
-        if lane == "bulk":
-            ahead += bulk
-        elif ahead:  # bulk has its share of the batches until then
-            batch = self.budget.tokens
-            ahead += min(bulk, math.ceil(ahead / batch / (BULK_EVERY - 1)) * batch)
-        return (ahead + self._running) / self.tokens_per_second
+        own, batch = self._queued[lane], self.budget.tokens
+        if lane == "interactive":  # bulk has its share of the batches until then
+            other = self._queued["bulk"]
+            between = math.ceil(own / batch / (BULK_EVERY - 1)) * batch
+        else:
+            other = self._queued["interactive"]
+            between = (own // batch + 1) * (BULK_EVERY - 1) * batch
+        return (own + min(other, between) + self._running) / self.tokens_per_second
 
     async def compute(
         self,
@@ -161,10 +162,12 @@ class Lanes:
                 job.result.set_exception(Unavailable("The server has ended. Send it elsewhere."))
 
     def admit(
-        self, lane: Lane, seconds_left: float = math.inf, seconds_before: float = 0.0
+        self, lane: Lane | None, seconds_left: float = math.inf, seconds_before: float = 0.0
     ) -> None:
         """Raises TooManyRequests if what comes now would wait for too long, here and, for
-        `seconds_before`, on its way here and back; before anything is done for it."""
+        `seconds_before`, on its way here and back; before anything is done for it. Without a lane,
+        where tokens are to be counted for it, the one with the shorter wait."""
+        lane = lane or min(LANES, key=self.wait_seconds)
         wait = seconds_before + self.wait_seconds(lane)
         self._refuse(lane, wait, seconds_left * OF_DEADLINE)
 

@@ -21,7 +21,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     f"{PREFIX}{name}": family
     for name, family in {
         "requests_total": ("counter", "Requests by path and status."),
-        "request_seconds": ("histogram", "From a request to its reply, by path."),
+        "request_seconds": ("histogram", "From a request to its reply, by path and status."),
         "tokenize_seconds": ("histogram", "Cleaning, counting and looking up a request's texts."),
         "queue_seconds": ("histogram", "From there to the request's first batch."),
         "infer_seconds": ("histogram", "A batch in the model."),
@@ -56,6 +56,12 @@ class Metrics:
         buckets = self._buckets.setdefault(key, [0] * (len(bounds) + 1))
         buckets[bisect.bisect_left(bounds, value)] += 1
         self._sums[key] += value
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        """A request that was answered, or refused."""
+        labels = {"path": path, "status": str(status)}
+        self.count("requests_total", **labels)
+        self.observe("request_seconds", seconds, **labels)
 
     def value(self, name: str, **labels: str) -> float:
         """A counter, or how many values a histogram has; 0 before the first."""

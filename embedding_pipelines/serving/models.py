@@ -141,10 +141,10 @@ class Worker(ABC):
         await asyncio.to_thread(self._free)
 
     def admit(
-        self, lane: Lane, seconds_left: float = math.inf, characters: int = SMALL_CHARACTERS
+        self, lane: Lane | None, seconds_left: float = math.inf, characters: int = SMALL_CHARACTERS
     ) -> None:
         """Raises TooManyRequests if a request of so many characters that comes now would be answered
-        too late; before anything is done for it."""
+        too late; before anything is done for it. `lane`: as in `Lanes.admit`."""
         lanes, lines = self.lanes, [*self._lines.values()]
         if lanes is None or (lanes.is_idle and not any(line.waiting for line in lines)):
             return
@@ -157,6 +157,13 @@ class Worker(ABC):
     async def help(self, function: Callable[[], T]) -> T:
         """Do work beside the model, out of the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._large, function)
+
+    async def _in_line(self, characters: int, function: Callable[..., T], *given: Any) -> T:
+        """Do what a request of so many characters needs before the model, when it is its turn."""
+        pool = self._pool(characters)
+        # Small ones take as long as each other, large ones by their length.
+        with self._lines[pool].stand(1 if pool is self._small else characters):
+            return await asyncio.get_running_loop().run_in_executor(pool, function, *given)
 
     async def _load(self) -> Lanes:
         loop = asyncio.get_running_loop()
@@ -228,23 +235,21 @@ class ServedModel(Worker):
         self.users += 1
         try:
             lanes = self.lanes or await self.load()
-            is_bulk = len(texts) > 1 and input_type == "document" and not is_awaited
             size = sum(map(len, texts))
-            self.admit("bulk" if is_bulk else "interactive", seconds_left, size)
-            started, loop = time.perf_counter(), asyncio.get_running_loop()
+            lane: Lane | None = "interactive" if len(texts) == 1 else "bulk"
+            if lane == "bulk" and (is_awaited or input_type == "query"):
+                lane = None  # their tokens decide
+            self.admit(lane, seconds_left, size)
+            started = time.perf_counter()
             given = (texts, input_type, tidy, too_long, name)
             if input_type == "query" and size <= INLINE_CHARACTERS:  # nothing touches the disk
                 prepared = self._prepare(*given)
             else:
-                pool = self._pool(size)
-                # Small ones take as long as each other, large ones by their length.
-                with self._lines[pool].stand(1 if pool is self._small else size):
-                    prepared = await loop.run_in_executor(pool, self._prepare, *given)
+                prepared = await self._in_line(size, self._prepare, *given)
             readable, rows = prepared.readable, prepared.misses
             tokens = [readable.tokens[row] for row in rows]
-            fits = sum(tokens) <= lanes.budget.tokens
-            is_interactive = fits and (is_awaited or input_type == "query")
-            lane: Lane = "interactive" if is_interactive or len(texts) == 1 else "bulk"
+            if lane is None:
+                lane = "interactive" if sum(tokens) <= lanes.budget.tokens else "bulk"
             labels = {"model": self.title, "lane": lane}
             spent = time.perf_counter() - started
             self._metrics.observe("tokenize_seconds", spent, **labels)

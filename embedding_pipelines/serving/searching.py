@@ -194,6 +194,7 @@ async def search_by_image(
         raise BadRequest(
             f"image: {name!r} is of {model.title}, which takes texts alone. Search it with a query."
         )
+    model.admit("interactive", seconds_left)
     squares = await server.pictures.squares([data], model.model.resize, "image")
     embedded = await model.embed_images(squares, "interactive", seconds_left)
     return await asyncio.to_thread(

@@ -260,8 +260,8 @@ class Server:
         )
 
     def admit(self, seconds_left: float) -> None:
-        """Raises TooManyRequests if texts would wait for too long, whatever they are: before they
-        are read, where all are for one model."""
+        """Raises TooManyRequests if a single text would wait for too long, whatever it is: before it is
+        read, where all are for one model."""
         if len(self._models) == 1:
             (model,) = self._models.values()
             model.admit("interactive", seconds_left)

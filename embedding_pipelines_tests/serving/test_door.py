@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from embedding_pipelines.serving import door
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
-from embedding_pipelines_tests.serving.live import live, wait_until
+from embedding_pipelines_tests.serving.live import live
 
 BODY = json.dumps({"input": "a fox", "input_type": "query"}).encode()
 
@@ -82,17 +83,19 @@ def admission(monkeypatch: pytest.MonkeyPatch) -> Admission:
 def test_a_refusal_says_when_to_come_again_and_leaves_the_connection_as_it_was(
     peer: Peer, admission: Admission, place: tuple[str, Server]
 ) -> None:
-    def refusals() -> float:
-        return place[1].metrics.value("requests_total", path="/v1/embeddings", status="429")
+    def refusals() -> list[float]:
+        labels = {"path": "/v1/embeddings", "status": "429"}
+        names = ("requests_total", "request_seconds")
+        return [place[1].metrics.value(name, **labels) for name in names]
 
     admission.is_busy, before = True, refusals()
     for _ in range(2):
-        peer.send(request(b"[no JSON"))
+        peer.send(request(b'{"input": "no JSON'))
         status, headers, body = peer.reply()
         assert (status, headers["retry-after"], headers["retry-after-ms"]) == (429, "12", "12000")
         assert headers["content-type"] == "application/json"
         assert json.loads(body) == {"error": "later"}
-    assert refusals() == before + 2
+    assert refusals() == [each + 2 for each in before]
     peer.send(request(more=f"{TIMEOUT_HEADER}: 0.5\r\n"))  # the time that a caller has is looked at
     assert peer.reply()[0] in (200, 504)
     admission.is_busy = False
@@ -100,25 +103,45 @@ def test_a_refusal_says_when_to_come_again_and_leaves_the_connection_as_it_was(
     assert peer.reply()[0] == 200
 
 
-def test_the_rest_of_a_refused_body_is_no_request(peer: Peer, admission: Admission) -> None:
-    admission.is_busy, body = True, request() + b" "
-    whole = request(body)
-    peer.send(whole[: -len(body)])
-    assert peer.reply()[0] == 429
-    admission.is_busy = False
-    peer.send(body[:20])
-    peer.send(body[20:] + request())
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"input": ["a fox"]}, 429),
+        ({"input": ['a "fox" \\\\'], "model": "things"}, 429),
+        ({"model": "things", "input": "a fox"}, 429),
+        ({"input": ["a fox", "a whale"]}, 200),
+        ({"input": []}, 400),
+        ({"user": '"input": "x"', "input": ["a fox", "a whale"]}, 200),
+        ({"query": "fox"}, 400),
+    ],
+)
+def test_a_single_text_is_refused_and_nothing_that_may_wait_elsewhere(
+    peer: Peer, admission: Admission, body: dict[str, object], status: int
+) -> None:
+    """Several texts are bulk; and of a container's requests some are searches, or texts to rank."""
+    admission.is_busy = True
+    peer.send(request(json.dumps(body).encode()))
+    assert peer.reply()[0] == status
+
+
+def test_a_body_that_is_not_here_goes_the_usual_way(peer: Peer, admission: Admission) -> None:
+    """Nobody knows yet what it asks for."""
+    admission.is_busy = True
+    peer.send(request()[: -len(BODY)])
+    time.sleep(0.1)
+    peer.send(BODY)
     assert peer.reply()[0] == 200
+    assert admission.looks == 0
 
 
 def test_a_body_that_looks_like_a_request_is_none(peer: Peer, admission: Admission) -> None:
-    body = request()
+    admission.is_busy, body = True, request()
     peer.send(request(body)[: -len(body)])
-    wait_until(lambda: admission.looks)  # the head has come, and was let in
-    admission.is_busy = True
+    time.sleep(0.1)
     peer.send(body)
     status, _, reply = peer.reply()
     assert (status, "no JSON" in json.loads(reply)["error"]) == (400, True)
+    assert admission.looks == 0
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,41 @@ async def test_a_wait_that_is_too_long_is_refused_with_its_seconds() -> None:
     assert MAX_WAIT_SECONDS < 21
 
 
+async def test_each_lane_waits_for_its_share_of_the_other_and_no_more() -> None:
+    model = Model(tokens=10)
+    model.lanes.record_rate(10, 1.0)  # a batch a second
+    running = model.send(0, tokens=10)
+    await model.running()
+    many = [model.send(number, tokens=10) for number in range(1, 9)]
+    await asyncio.sleep(0)
+    assert model.lanes.wait_seconds("interactive") == pytest.approx(9)
+    assert model.lanes.wait_seconds("bulk") == pytest.approx(4)  # three of the others come first
+    bulk = model.send(*range(100, 103), lane="bulk", tokens=10)
+    await asyncio.sleep(0)
+    assert model.lanes.wait_seconds("interactive") == pytest.approx(12)  # 3 of bulk go in between
+    assert model.lanes.wait_seconds("bulk") == pytest.approx(12)
+    with pytest.raises(TooManyRequests):
+        model.lanes.admit("interactive")
+    model.free()
+    await asyncio.gather(running, bulk, *many)
+
+
+async def test_what_may_go_in_either_lane_is_judged_by_the_shorter_one() -> None:
+    model = Model(tokens=10)
+    model.lanes.record_rate(10, 1.0)
+    running = model.send(0, tokens=10)
+    await model.running()
+    many = model.send(*range(1, 15), tokens=10)
+    await asyncio.sleep(0)
+    model.lanes.admit(None)
+    model.lanes.admit("bulk")
+    with pytest.raises(TooManyRequests) as refusal:
+        model.lanes.admit("interactive")
+    assert refusal.value.retry_after_seconds == pytest.approx(15)
+    model.free()
+    await asyncio.gather(running, many)
+
+
 async def test_the_seconds_of_a_refusal_come_true() -> None:
     model = Model(tokens=10)
     seconds = 0.01

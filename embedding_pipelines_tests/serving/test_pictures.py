@@ -15,7 +15,8 @@ from embedding_pipelines import EmbeddingPipelines
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving import pictures
-from embedding_pipelines.serving.wire import BadRequest, SearchAnswer
+from embedding_pipelines.serving.models import ServedModel
+from embedding_pipelines.serving.wire import BadRequest, SearchAnswer, TooManyRequests
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_pipeline
@@ -164,12 +165,35 @@ def test_what_is_no_image_is_said_and_nothing_is_fetched(
     assert "send one of query, image and like" in refused(viewer, "/search", query="x", image=red)
     assert "send one of query, image and like" in refused(viewer, "/search", pipeline="photos")
     assert "by vectors alone" in refused(viewer, "/search", image=red, mode="text")
+    assert "not read in part" in refused(viewer, "/search", image=red, truncate=True)
     assert "takes texts alone" in refused(client, "/search", image=red)
     assert "takes texts alone" in refused(client, "/v2/embed", images=[red])
     both = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": red}}]
     assert "inputs[0]: send one image" in refused(viewer, "/v2/embed", inputs=[{"content": both}])
     monkeypatch.setattr(pictures, "MAX_IMAGE_BYTES", 1_000)
     assert "larger than" in refused(viewer, "/search", image=red)
+
+
+@pytest.mark.slow
+def test_who_would_wait_for_too_long_is_told_before_an_image_is_decoded(
+    viewer: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str | None]()
+
+    def admit(model: ServedModel, lane: str | None, *given: Any) -> None:
+        asked.append(lane)
+        raise TooManyRequests("later", retry_after_seconds=12.0)
+
+    monkeypatch.setattr(ServedModel, "admit", admit)
+    broken = data_url(b"GIF89a")
+    for path, body in (
+        ("/search", {"image": broken}),
+        ("/v2/embed", {"images": [broken]}),
+        ("/v2/embed", {"images": [broken, broken]}),
+    ):
+        reply = viewer.post(path, json=body)
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
+    assert asked == ["interactive", "interactive", "bulk"]
 
 
 @pytest.mark.slow

@@ -197,12 +197,13 @@ async def _embed(
         model = served.model
         if not model.options.takes_images:
             raise BadRequest(f"images: {model.title} takes texts alone. Send texts.")
+        lane: Lane = "interactive" if len(images) == 1 else "bulk"
+        model.admit(lane, caller.seconds_left)
         files = [
             await asyncio.to_thread(image_bytes, url, f"images[{number}]")
             for number, url in enumerate(images)
         ]
         squares = await caller.server.pictures.squares(files, model.model.resize, "images[{}]")
-        lane: Lane = "interactive" if len(files) == 1 else "bulk"
         parts.append(await model.embed_images(squares, lane, caller.seconds_left))
     if texts:
         left = caller.seconds_left

@@ -89,6 +89,8 @@ async def _search_like(body: SearchRequest, caller: Caller) -> Response:
         raise BadRequest(f"mode: {field} is compared by vectors alone. Leave mode out.")
     if body.rerank:
         raise BadRequest(f"rerank: a cross-encoder reads texts alone. Leave it out with {field}.")
+    if body.truncate:
+        raise BadRequest(f"truncate: {field} is not read in part. Leave it out.")
     data = b""
     if body.image is not None:
         data = await asyncio.to_thread(image_bytes, body.image, "image")

@@ -21,7 +21,9 @@ def test_each_stage_is_measured_by_lane_and_the_live_release_has_its_figures(
         assert f"embedding_pipelines_serving_{name}_seconds_count{labels} 1.0" in lines
     assert 'embedding_pipelines_live_release{pipeline="things"} 1.0' in lines
     assert "embedding_pipelines_release_metric" in reply.text
-    assert 'embedding_pipelines_serving_requests_total{path="other",status="404"} 1.0' in lines
+    for name in ("requests_total", "request_seconds_count"):
+        labels = '{path="other",status="404"}'
+        assert f"embedding_pipelines_serving_{name}{labels} 1.0" in lines
     assert "embedding_pipelines_serving_tokens_per_second" in reply.text
 
 
