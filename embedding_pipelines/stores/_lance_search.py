@@ -129,8 +129,7 @@ class Snapshot:
         columns: list[str],
         only: pa.Array,
     ) -> pa.Table:
-        """The `k` nearest rows of the documents of these ids with `_distance`, exact: every row is
-        compared. To name 100,000 documents in a condition takes 2 s of the processor."""
+        """As `by_scan`, for bits."""
         query = self._nearest(vector, self._rows, metric, [DOCUMENT], None, 1)
         query.bypass_vector_index()
         if filter:
@@ -179,8 +178,8 @@ class Snapshot:
         columns: list[str],
         only: pa.Array | None = None,
     ) -> pa.Table:
-        """The same for int8 codes and a vector float[d], by the cosine; always exact. `only`: the rows
-        of these documents.
+        """The same for codes of bytes or floats and a vector float[d], by the cosine; always exact.
+        `only`: the rows of these documents.
 
         Codes of zeros match nothing. It holds in memory the rows it compares, and a distance and a
         number of each row.
@@ -240,9 +239,9 @@ async def _compare(
 
 
 def _cosines(
-    codes: NDArray[np.int8], vector: NDArray[np.float32]
+    codes: NDArray[np.number[Any]], vector: NDArray[np.float32]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Cosines of int8[n, d] with a unit vector float32[d], each block with its first row.
+    """Cosines of codes [n, d] with a unit vector float32[d], each block with its first row.
 
     NaN for codes of zeros.
     """

@@ -63,7 +63,9 @@ Opened = TypeVar("Opened")
 REMOVE_IDS = 1_000  # ids per delete statement
 # That are read at once: of all rows, Lance holds up to 2 GB ready for a reader that is slower.
 SCANNED_ROWS = 4_096
-MOST_NAMED = 5_000  # documents, in a condition: 20 µs each; of more all rows are compared
+# Documents in a condition, at 12 µs each; of more all rows are compared. 100,000 rows of 128
+# dimensions: 0.11 s of the processor, and 2 µs for each document.
+MOST_NAMED = 10_000
 SEARCHES_AT_ONCE = 128  # in one call
 HITS_AT_ONCE = 12_800  # of one call, which are in memory together, with their texts
 # The indices that `optimize` measures, and their bits a number. Not pq, which takes the bytes of rq,
@@ -361,7 +363,7 @@ class LanceTable(Table):
         where = _condition(snapshot, filter, names, only)
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         try:
-            if snapshot.is_int8:
+            if snapshot.is_int8 or (many is not None and metric == "cosine"):
                 return snapshot.by_scan(vector, k, where, columns, many)
             if many is not None:
                 return snapshot.of_many(vector, k, metric, where, columns, many)
