@@ -328,15 +328,27 @@ def _add_texts(run: Run, traces: Traces, rows: pa.RecordBatch) -> None:
 def _find_shared(run: Run, traces: Traces) -> None:
     """Texts that others have too are no trace: they stay with those."""
     texts = pa.array(sorted(traces.texts), pa.string())
+    for batch in _rows_that_stay(run) if len(texts) else ():
+        others = batch.filter(pc.invert(rows_of(batch, traces.ids)))
+        for column in {TEXT, IMAGE} & {*batch.schema.names}:
+            same = others[column].filter(pc.is_in(others[column], texts))
+            traces.shared |= set(same.to_pylist())
+
+
+def _rows_that_stay(run: Run) -> Iterator[pa.RecordBatch]:
+    """Owners and contents of all rows on record, and of the live release, whose documents may be gone
+    from the source since."""
     folders = [line.folder for line in lines_of(run)]
     for shards in (run.folder.documents, *(folder.chunks for folder in folders)):
         for name in run.spec.partition_names:
-            embedded = _contents(shards.schema(name))
-            for batch in shards.read(name, ["document_id", *embedded]) if len(texts) else ():
-                others = batch.filter(pc.invert(rows_of(batch, traces.ids)))
-                for column in embedded:
-                    same = others[column].filter(pc.is_in(others[column], texts))
-                    traces.shared |= set(same.to_pylist())
+            yield from shards.read(name, ["document_id", *_contents(shards.schema(name))])
+    releases = read_releases(run.folder)
+    live = releases.get(releases.live)
+    if live is not None:
+        table = live.spec.store.table(run.folder.tables, live.table)
+        with contextlib.suppress(StoreError, OSError):  # `_trace_tables` says so
+            columns = ["document_id", *_contents(table.schema(live.version))]
+            yield from table.scan(columns, version=live.version)
 
 
 def _contents(schema: pa.Schema | None) -> list[str]:

@@ -247,6 +247,16 @@ def test_texts_that_others_have_too_stay_with_them(home: Path) -> None:
     assert run_recorded(home, "p")[1] == []
 
 
+def test_a_text_that_another_document_of_the_live_release_has_stays_with_it(home: Path) -> None:
+    release(home, ROWS, PIPELINE.replace("may_shrink: 1", "may_shrink: 0.5"))
+    write_csv(home, "a.csv", [("id-3", ROWS[11][1], "c"), *ROWS[4:9]])
+    with pytest.raises(Exception, match="may_shrink"):
+        run_steps(home, "p")
+    receipt = forget_it(home, "id-3")
+    assert receipt.left == []
+    assert live_rows(home, "p").keys() == {f"id-{n}#0" for n in range(20) if n != 3}
+
+
 def test_a_held_back_candidate_is_forgotten_too(home: Path) -> None:
     release(home, ROWS)
     write_pipeline(home, "p", PIPELINE.replace("may_shrink: 1", "may_shrink: 0.1"))
