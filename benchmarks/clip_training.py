@@ -1,4 +1,4 @@
-"""A small CLIP learns in minutes, and is searched: `python -m benchmarks.clip_training drawn`.
+"""A small CLIP learns in minutes, and is searched: `python -m benchmarks.clip_training drawn linear`.
 
 Architecture and files are those of a real model, the weights are random at first. Plain transformers
 trains it by CLIP's own loss and writes a folder; the pipeline loads that as it loads real weights,
@@ -6,6 +6,9 @@ embeds pictures that it was not trained on, and finds them by words through its 
 
     drawn         shapes of a colour on another colour, with a sentence for each. Every shape and every
                   colour is trained, but a quarter of their pairs is not: pictures of those are searched
+    linear        photographs, by a model that nobody trained: from its vectors of half of them, the
+                  pipeline's own, a linear map is fitted to MiniLM's vectors of their captions. The
+                  other half is searched by its captions; for several random halves
     photographs   half of the 200 photographs with four captions each; searched are the other half, by
                   all of their captions, and the trained half by the fifth, a weaker figure. Trained on
                   25 and 50 photographs, too, to see what more of them bring
@@ -27,9 +30,16 @@ from typing import Any
 import numpy as np
 
 from embedding_pipelines.images import Pixels, Resize, decode, prepare
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
+from embedding_pipelines.providers.clip import Clip
+from embedding_pipelines.providers.hf import Hf
+from embedding_pipelines.schemas import digest
 from embedding_pipelines.search import Searcher
-from embedding_pipelines_tests.chain import run_steps, write_pipeline
+from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors, unit
+from embedding_pipelines_tests.chain import live_rows, run_steps, write_pipeline
 from embedding_pipelines_tests.clips import SIZE, tiny_clip
+from embedding_pipelines_tests.corpora import minilm
 
 COLOURS = {
     "red": (220, 40, 40), "orange": (245, 140, 20), "yellow": (245, 220, 60), "green": (40, 160, 70),
@@ -40,6 +50,21 @@ HELD_OUT = 4  # of so many pairs of a shape and a colour, one is not trained
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.1
 AT_ONCE = 64  # drawings
 MARGIN = 8  # pixels that a crop may move
+RIDGES = (
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+)  # in parts of the mean square of the images' vectors
+PIPELINE = """\
+source: {{kind: images, path: {name}/}}
+model: {{provider: clip, model: model, precision: float32}}
+partitions: 2
+evaluation: {{known_items: 0, may_shrink: 1}}
+"""
 
 
 @dataclass(frozen=True)
@@ -161,28 +186,92 @@ def _moved(pixels: Pixels, random: np.random.Generator, flips: bool) -> Pixels:
     return square[:, ::-1] if flips and random.random() < 0.5 else square
 
 
-def search(home: Path, name: str, examples: Sequence[Example]) -> dict[str, float]:
-    """How often a caption's own picture is among the first 10, and the first, of all pictures of the
-    pipeline `name`, which is made of these examples: by the project's own search."""
+@dataclass(frozen=True)
+class LinearMap:
+    """From images' vectors to texts': `v` becomes the direction of (v - images) @ weights."""
+
+    images: Vectors  # the mean of those that it was fitted to
+    texts: Vectors
+    weights: Vectors
+
+    @classmethod
+    def fit(cls, images: Vectors, texts: Vectors) -> "LinearMap":
+        """Ridge regression of texts[n, e] on images[n, d]; how strongly it is held back is chosen by
+        what each row would be without itself."""
+        middle, aim = images.mean(axis=0), texts.mean(axis=0)
+        rows, targets = (images - middle).astype(float), (texts - aim).astype(float)
+        kernel, count = rows @ rows.T, len(rows)
+        tries = []
+        for ridge in RIDGES:
+            inverse = np.linalg.inv(kernel + ridge * np.trace(kernel) / count * np.eye(count))
+            dual = inverse @ targets
+            left_out = targets - dual / np.diag(inverse)[:, None]
+            tries.append((float((unit(left_out) * unit(targets)).sum(axis=1).mean()), ridge, dual))
+        _, _, dual = max(tries, key=lambda each: each[:2])
+        return cls(middle, aim, (rows.T @ dual).astype(np.float32))
+
+
+class Mapped(EmbeddingModel):
+    """Shows images by the provider clip's vectors, mapped to MiniLM's, which are those of texts."""
+
+    options: Clip
+    resources = ()
+    limits = Limits(256, 8_192, 64, concurrent_requests=1, request_images=64)
+
+    def __init__(self, clip: EmbeddingModel, texts: EmbeddingModel, to_texts: LinearMap) -> None:
+        super().__init__(clip.options, clip.home)
+        self._clip, self._texts, self._map = clip, texts, to_texts
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._texts.tokenizer
+
+    @property
+    def resize(self) -> Resize:
+        return self._clip.resize
+
+    @property
+    def space(self) -> Space:
+        revision = digest(self._map.weights.tobytes()).hex()
+        values = self._clip.space.model_dump() | {"model": "linear", "revision": revision}
+        return Space(**values | {"dimensions": self._map.weights.shape[1], "max_tokens": 256})
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        return Response(unit(self._texts.embed(inputs, input_type).vectors - self._map.texts))
+
+    def embed_images(self, pixels: Pixels) -> Vectors:
+        vectors = self._clip.embed_images(pixels)
+        mapped: Vectors = unit((vectors - self._map.images) @ self._map.weights)
+        return mapped
+
+
+def make(
+    home: Path, name: str, examples: Sequence[Example], model: EmbeddingModel | None = None
+) -> list[str]:
+    """A pipeline of these pictures, released; their documents."""
     folder = home / name
     folder.mkdir(parents=True)
-    for number, each in enumerate(examples):
-        (folder / f"{number}{each.path.suffix}").symlink_to(each.path)
-    write_pipeline(
-        home,
-        name,
-        f"source: {{kind: images, path: {name}/}}\n"
-        "model: {provider: clip, model: model}\n"
-        "partitions: 2\nevaluation: {known_items: 0, may_shrink: 1}\n",
-    )
-    run_steps(home, name)
+    documents = [f"{number}{each.path.suffix}" for number, each in enumerate(examples)]
+    for document, each in zip(documents, examples, strict=True):
+        (folder / document).symlink_to(each.path)
+    write_pipeline(home, name, PIPELINE.format(name=name))
+    run_steps(home, name, model)
+    return documents
+
+
+def search(
+    home: Path, name: str, examples: Sequence[Example], model: EmbeddingModel | None = None
+) -> dict[str, float]:
+    """How often a caption's own picture is among the first 10, and the first, of all pictures of the
+    pipeline `name`, which is made of these examples: by the project's own search."""
+    documents = make(home, name, examples, model)
     ranks = []
-    with Searcher(home, name) as searcher:
-        for number, each in enumerate(examples):
+    with Searcher(home, name, model) as searcher:
+        for document, each in zip(documents, examples, strict=True):
             captions = list(each.captions)
             for result in searcher.search(captions, k=len(examples), too_long="cut"):
                 names = [hit.document_id for hit in result.hits]
-                ranks.append(names.index(f"{number}{each.path.suffix}"))
+                ranks.append(names.index(document))
     count = len(examples)
     return {
         "pictures": count,
@@ -220,21 +309,57 @@ def learn_photographs(home: Path, data: Path, trained: int, steps: int) -> dict[
     }
 
 
+def map_photographs(home: Path, data: Path, halves: int) -> dict[str, Any]:
+    """Fit a linear map on a random half of the photographs, and search the other one; several
+    times."""
+    examples = photographs(data)
+    tiny_clip(home / "model")
+    clip = Clip(model="model", precision="float32").open(home)
+    texts = Hf(model=str(minilm())).open(home)
+    documents = make(home, "all", examples)
+    rows = {row["document_id"]: row["vector"] for row in live_rows(home, "all").values()}
+    images = np.array([rows[document] for document in documents], np.float32)
+    captions = [caption for each in examples for caption in each.captions]
+    vectors = texts.embed(captions, "document").vectors.reshape(len(examples), -1, 384)
+    results = []
+    for number in range(halves):
+        order = np.random.default_rng(number).permutation(len(examples))
+        half, others = order[: len(order) // 2], order[len(order) // 2 :]
+        fitted = LinearMap.fit(images[half], vectors[half].mean(axis=1))
+        model = Mapped(clip, texts, fitted)
+        results.append(search(home, f"half_{number}", [examples[at] for at in others], model))
+    recalls = [each["recall_at_10"] for each in results]
+    clip.close()
+    texts.close()
+    return {
+        "mean_recall_at_10": round(float(np.mean(recalls)), 3),
+        "least_recall_at_10": min(recalls),
+        "chance_at_10": results[0]["chance_at_10"],
+        "halves": results,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("what", choices=("drawn", "photographs"))
+    parser.add_argument("what", nargs="+", choices=("drawn", "linear", "photographs"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--halves", type=int, default=10)
     options = parser.parse_args()
     data = options.data.resolve() / "flickr200"
     with tempfile.TemporaryDirectory() as place:
-        if options.what == "drawn":
-            print(json.dumps(learn_drawings(Path(place), 3_000, options.steps), indent=2))
-            return
-        for trained in (100, 50, 25):
-            home = Path(place) / str(trained)
-            result = learn_photographs(home, data, trained, options.steps)
-            print(json.dumps(result, indent=2), flush=True)
+        home = Path(place)
+        if "drawn" in options.what:
+            report(learn_drawings(home / "drawn", 3_000, options.steps))
+        if "linear" in options.what:
+            report(map_photographs(home / "linear", data, options.halves))
+        if "photographs" in options.what:
+            for trained in (100, 50, 25):
+                report(learn_photographs(home / str(trained), data, trained, options.steps))
+
+
+def report(result: dict[str, Any]) -> None:
+    print(json.dumps(result, indent=2), flush=True)
 
 
 if __name__ == "__main__":
