@@ -16,4 +16,5 @@ def test_all_of_it_is_as_it_should_be(
     assert "asks for a run: 8 new" in printed
     assert "8 rows of release 2 in s3://photos-out/results" in printed
     assert printed.endswith("All of it was as it should be.\n")
+    assert "too long" not in printed  # of texts that are not the user's
     assert max(map(len, printed.splitlines())) <= 80

@@ -24,6 +24,7 @@ from embedding_pipelines.metrics.evidence import Evidence, Search
 from embedding_pipelines.metrics.health import SHORT_TOKENS, DistinctCount
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K
 from embedding_pipelines.preprocessing.tokens import unknown_id
+from embedding_pipelines.progress import Silent
 from embedding_pipelines.providers.base import NORM_TOLERANCE, InputType
 from embedding_pipelines.quality.queries import (
     KnownItemQuery,
@@ -101,10 +102,19 @@ class Candidate(Evidence):
         space = self.run.model.space.with_codec(self.codec.id)
         return space == self.live.space and search_alike(self.run.spec, self.live.spec)
 
-    def embed(self, texts: Sequence[str], input_type: InputType, use_cache: bool = True) -> Vectors:
+    def embed(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        use_cache: bool = True,
+        are_ours: bool = False,
+    ) -> Vectors:
         """Vectors float32[len(texts), d] within the budget, rows of NaN for what the provider
-        rejects. A text that is longer than the model reads is cut, and told. Raises as `embed`."""
+        rejects. A text that is longer than the model reads is cut, and told unless it is none of
+        the user's. Raises as `embed`."""
         cache, tell = self.run.cache if use_cache else None, self.run.progress.note
+        if are_ours:
+            tell = Silent().note
         return embed_all(
             texts,
             self.run.model,

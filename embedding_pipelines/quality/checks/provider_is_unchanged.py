@@ -35,7 +35,7 @@ class ProviderIsUnchanged(Check):
         run = candidate.run
         path = run.warehouse.root / "canaries" / f"{run.model.space.id}.npz"
         now = {
-            input_type: candidate.embed(CANARIES, input_type, use_cache=False)
+            input_type: candidate.embed(CANARIES, input_type, use_cache=False, are_ours=True)
             for input_type in get_args(InputType)
         }
         candidate.collected[self.name] = now
