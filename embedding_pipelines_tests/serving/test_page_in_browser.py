@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from pillow_heif import register_heif_opener
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
 
 from embedding_pipelines.serving.api import create_app
@@ -113,6 +114,19 @@ def ask(page: Page, query: str) -> None:
     page.fill("#query", query)
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.getElementById('status').textContent.includes(' ms.')")
+
+
+def drop(page: Page, name: str, kind: str, data: bytes) -> None:
+    """Drop a file on the page."""
+    page.evaluate(
+        """([data, name, type]) => {
+          const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+          const dropped = new DataTransfer();
+          dropped.items.add(new File([bytes], name, { type }));
+          dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, cancelable: true }));
+        }""",
+        [base64.b64encode(data).decode(), name, kind],
+    )
 
 
 def documents(page: Page) -> list[str]:
@@ -275,24 +289,38 @@ def test_an_image_is_chosen_or_dropped_and_hits_are_seen(browser: Browser, tmp_p
         page.wait_for_function(f"{seen} === 3")
         assert documents(page)[0] == "blue.png"
         assert page.inner_text("#sought-name") == "sky.png"
+        # One that is on its way takes the room of a picture, whatever its caption.
+        shape = page.evaluate(
+            """() => {
+              const image = document.querySelector("img.thumbnail");
+              const coming = image.cloneNode();
+              coming.removeAttribute("src");
+              coming.alt = "many words ".repeat(100);
+              image.after(coming);
+              const { width, height } = coming.getBoundingClientRect();
+              coming.remove();
+              return height / width;
+            }"""
+        )
+        assert shape == pytest.approx(3 / 4, rel=0.01)
         page.select_option("#pipeline", "things")
         assert page.is_hidden("#by-image")
         ask(page, "red fox")
         assert page.locator("img.thumbnail").count() == 0
         page.select_option("#pipeline", "photos")
         page.wait_for_selector("#by-image:not([hidden])")
-        data = base64.b64encode(drawn(COLOURS["red"])).decode()
-        page.evaluate(
-            """(data) => {
-              const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
-              const dropped = new DataTransfer();
-              dropped.items.add(new File([bytes], "rose.png", { type: "image/png" }));
-              dispatchEvent(new DragEvent("drop", { dataTransfer: dropped, cancelable: true }));
-            }""",
-            data,
-        )
+        drop(page, "rose.png", "image/png", drawn(COLOURS["red"]))
         page.wait_for_function(
             "() => document.querySelector('.document')?.textContent === 'red.png'"
         )
+        assert page.is_visible("#sought-image")
+        # What the browser neither knows nor shows.
+        register_heif_opener()
+        drop(page, "phone.heic", "", drawn(COLOURS["green"], "HEIF"))
+        page.wait_for_function(
+            "() => document.querySelector('.document')?.textContent === 'green.png'"
+        )
+        page.wait_for_selector("#sought-image", state="hidden")
+        assert page.inner_text("#sought-name") == "phone.heic"
         page.click("#forget")
         assert page.is_hidden("#sought")

@@ -180,18 +180,20 @@ function thumbnail({ document_id: document, text }) {
 
 function takeImage(file) {
   if (!file || get("by-image").hidden) return;
-  if (!file.type.startsWith("image/")) return say(`${file.name} is no image.`, true);
+  // Without a type it is one that the browser does not know; the server may.
+  if (file.type && !file.type.startsWith("image/")) return say(`${file.name} is no image.`, true);
   if (file.size > MOST_BYTES) return say(`${file.name} is larger than ${MOST_BYTES >> 20} MB. Reduce it.`, true);
   const reader = new FileReader();
   reader.addEventListener("load", () => {
     sought = reader.result;
+    get("sought-image").hidden = false;
     get("sought-image").src = sought;
     get("sought-name").textContent = file.name;
     get("sought").hidden = false;
     get("query").value = "";
     search();
   });
-  reader.readAsDataURL(file);
+  reader.readAsDataURL(file.type ? file : new Blob([file], { type: "image/unknown" }));
 }
 
 function forgetImage() {
@@ -351,6 +353,9 @@ function near(event) {
 // ---------------------------------------------------------------- what people do
 get("search").addEventListener("submit", search);
 get("file").addEventListener("change", () => takeImage(get("file").files[0]));
+get("sought-image").addEventListener("error", () => {
+  get("sought-image").hidden = true; // HEIC and TIFF are read by the server, not by every browser
+});
 get("forget").addEventListener("click", () => {
   forgetImage();
   get("query").focus();
