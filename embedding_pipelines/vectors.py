@@ -1,5 +1,6 @@
 """Arithmetic on a matrix of vectors: unit length, cosines, conversion from and to Arrow columns."""
 
+import sys
 import zlib
 from typing import Any, Literal
 
@@ -79,6 +80,26 @@ def to_numbers(numbers: NDArray[Any]) -> pa.Array:
     numbers = np.ascontiguousarray(numbers)
     buffers = [None, pa.py_buffer(numbers.data)]
     return pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), buffers)
+
+
+def do_without_pandas() -> None:
+    """Have pyarrow leave pandas alone until it is asked for something of it. It imports pandas, where
+    that is installed, with the first list that it makes an array of, to tell whether that is a series:
+    0.4 s of processor time."""
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        pa.array([0])
+    finally:
+        sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas:
+    """Finds no pandas, among the finders of modules."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
 
 
 def to_column(

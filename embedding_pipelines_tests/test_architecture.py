@@ -120,11 +120,13 @@ def test_no_two_modules_import_each_other_at_their_top() -> None:
 
 
 def test_only_orchestration_and_definitions_import_dagster_by_its_public_names() -> None:
+    """But for its storages, which others extend by the addresses that dagster.yaml has for them."""
     for path in MODULES:
         for name in _imports(path):
             top = name.split(".")[0]
             assert not top.startswith("dagster") or _part(path) in DAGSTER, path
-            assert not name.startswith(("dagster_shared", "dagster._")), f"{path}: {name}"
+            if path != PACKAGE / "orchestration" / "storage.py":
+                assert not name.startswith(("dagster_shared", "dagster._")), f"{path}: {name}"
 
 
 def test_only_the_front_reads_the_environment_for_the_home() -> None:

@@ -1,5 +1,7 @@
 """What always holds of unit length, cosines, and matrices that become columns and come back."""
 
+import subprocess
+import sys
 from random import Random
 
 import numpy as np
@@ -116,3 +118,15 @@ def test_numbers_are_converted_to_those_of_the_column() -> None:
     assert column.to_pylist() == [[-1, 0, 127]]
     with pytest.raises(ValueError, match="Vectors of 3 numbers do not fit"):
         to_column(np.zeros((2, 3), np.float32), pa.list_(pa.float32(), 2))
+
+
+def test_pandas_is_imported_for_who_asks_for_it_and_for_no_list() -> None:
+    code = (
+        "import sys, pyarrow as pa\n"
+        "from embedding_pipelines.vectors import do_without_pandas\n"
+        "do_without_pandas()\n"
+        "rows = pa.RecordBatch.from_pydict({'a': [1, None], 'b': ['x', 'y']})\n"
+        "print('pandas' in sys.modules, rows.to_pandas()['b'].tolist(), 'pandas' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == ["False", "['x', 'y'] True\n"]

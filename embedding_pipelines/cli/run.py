@@ -211,7 +211,9 @@ def run_one(
                 forget_activity(run)
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
+            from embedding_pipelines.vectors import do_without_pandas
 
+            do_without_pandas()
             outcome = run_pipeline(home_folder(), spec, limited, force_reason, retry_rejected)
             run_id, problem = outcome.run_id, outcome.problem
         for report in reports or ():

@@ -3,16 +3,13 @@ folder."""
 
 import contextlib
 import os
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 from filelock import FileLock
-from sqlalchemy import Connection, Dialect, Engine, event
 
 from embedding_pipelines.dagster_files import keeps_records_elsewhere
 from embedding_pipelines.environment import home, instance_folder
@@ -20,6 +17,7 @@ from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.files import create_only
 from embedding_pipelines.orchestration.dead_runs import end_dead_runs
 from embedding_pipelines.orchestration.failures import readable_records
+from embedding_pipelines.orchestration.storage import batches, storages
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -62,7 +60,6 @@ COMPUTE_LOGS = {
     "class": "NoOpComputeLogManager",
 }
 MADE = ".made"  # a file that says so of the databases
-BUSY_SECONDS = 60  # another process writes one event at a time
 
 
 def ensure_instance_folder(home: Path) -> Path:
@@ -109,77 +106,11 @@ def _without_url_marks(folder: Path) -> Path:
 def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     """The instance for a run in this process. `local_temp` is Dagster's public way to open one in a
     folder; nothing about it is temporary."""
-    folder = str(ensure_instance_folder(home))
-    with (
-        _quick_commits(instance_folder(home).resolve()),
-        dg.DagsterInstance.local_temp(folder, overrides={"compute_logs": COMPUTE_LOGS}) as instance,
-    ):
+    folder = ensure_instance_folder(home)
+    quick = {} if keeps_records_elsewhere(folder) else storages(folder)
+    overrides = {"compute_logs": COMPUTE_LOGS, **quick}
+    with batches(), dg.DagsterInstance.local_temp(str(folder), overrides=overrides) as instance:
         yield instance
-
-
-class _Statements(dict[Any, Any]):
-    """SQLAlchemy's cache of statements that are compiled to SQL, for many engines of one dialect.
-
-    Dagster makes an engine for each event and step of one, each with a cache of its own and an
-    object for its dialect, which is part of a statement's key; here it is left out.
-    """
-
-    def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
-        return super().get(self._without_dialect(key), default)
-
-    def __setitem__(self, key: tuple[Any, ...], value: Any) -> None:
-        super().__setitem__(self._without_dialect(key), value)
-
-    @staticmethod
-    def _without_dialect(key: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(part for part in key if not isinstance(part, Dialect))
-
-
-@contextlib.contextmanager
-def _quick_commits(folder: Path) -> Iterator[None]:
-    """Makes commits to the files of a folder quick.
-
-    Dagster opens and closes an SQLite file for every event, and SQLite waits for the disk at each
-    commit, and again when the last connection to a file closes. Here commits do not wait, and one
-    more connection to each file stays open until the run ends.
-
-    Statements are compiled once for all of these files.
-
-    The files are in WAL mode: a power cut may lose the last events of a run, not the file. Files of
-    other programs in this process, outside the instance's folder, stay as they are.
-    """
-    connections: dict[str, sqlite3.Connection] = {}
-    statements = _Statements()
-
-    def use_statements(connection: Connection) -> None:
-        path = connection.engine.url.database
-        if connection.dialect.name == "sqlite" and path and Path(path).is_relative_to(folder):
-            connection.execution_options(compiled_cache=statements)
-
-    def connect(connection: Any, record: Any) -> None:
-        if not isinstance(connection, sqlite3.Connection):
-            return
-        _, _, path = connection.execute("PRAGMA database_list").fetchone()
-        if not Path(path).is_relative_to(folder):
-            return
-        connection.execute("PRAGMA synchronous=NORMAL")
-        if path in connections:
-            return
-        other = sqlite3.connect(path, BUSY_SECONDS, check_same_thread=False)
-        if other.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-            connections[path] = other
-        else:  # Dagster is just making the file
-            other.close()
-
-    event.listen(Engine, "connect", connect)
-    event.listen(Engine, "engine_connect", use_statements)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "engine_connect", use_statements)
-        event.remove(Engine, "connect", connect)
-        for connection in connections.values():
-            connection.close()
 
 
 def has_records(folder: Path) -> bool:

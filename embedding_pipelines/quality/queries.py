@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.embedding.texts import count_tokens
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.extras import need
+from embedding_pipelines.extras import require
 from embedding_pipelines.files import read_json
 from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.preprocessing.tokens import has_content
@@ -146,7 +146,7 @@ def read_qrels(run: Run) -> Qrels | None:
     for a file that is not there or lacks a column."""
     texts, relevance = qrels_of_files(run)
     try:
-        need("ir_measures", "evaluation")  # before a run pays for what it could not measure
+        require("ir_measures", "evaluation")  # before a run pays for what it could not measure
         rated = rated_queries(run)
     except ConfigError:
         if texts:

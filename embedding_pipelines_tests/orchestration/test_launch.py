@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +17,11 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from sqlalchemy import NullPool, create_engine, literal, select, text
 from sqlalchemy.exc import OperationalError
 
 from embedding_pipelines.errors import BucketError, BusyError, StoreError
 from embedding_pipelines.orchestration import dead_runs
 from embedding_pipelines.orchestration.failures import problem_of, readable_records
-from embedding_pipelines.orchestration.instance import ensure_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import HOME_TAG, run_pipeline, run_work
 from embedding_pipelines.orchestration.records import MACHINE_TAG
 from embedding_pipelines.progress import Silent
@@ -190,51 +187,6 @@ def test_of_two_runs_at_once_the_second_waits_and_both_end_well(
         for entry in instance.all_logs(found.run_id)
     ]
     assert "Waiting for the run of pipeline 'notes' that is under way." in told
-
-
-def test_the_files_of_an_instance_share_the_statements_that_are_compiled(home: Path) -> None:
-    def statements(path: Path) -> Any:
-        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
-        with engine.connect() as connection:
-            for number in (1, 2):
-                assert connection.scalar(select(literal(number))) == number
-            return connection.get_execution_options().get("compiled_cache")
-
-    folder = ensure_instance_folder(home)
-    with open_instance(home):
-        shared = statements(folder / "any.db")
-        before = len(shared)
-        assert statements(folder / "other.db") is shared
-        assert len(shared) == before > 0
-        assert statements(home / "any.db") is None
-    assert statements(folder / "any.db") is None
-
-
-def test_commits_do_not_wait_for_the_disk_while_a_run_is_on_and_other_processes_see_its_events(
-    home: Path,
-) -> None:
-    spec = notes(home)
-
-    def synchronous(path: Path) -> object:
-        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
-        with engine.connect() as connection:
-            return connection.execute(text("PRAGMA synchronous")).scalar()
-
-    own, other_program = ensure_instance_folder(home) / "any.db", home / "any.db"
-    waits = synchronous(own)
-    with open_instance(home):
-        assert (waits, synchronous(own), synchronous(other_program)) == (2, 1, 2)
-    assert synchronous(own) == waits
-    run_id = run_pipeline(home, spec, Silent()).run_id
-    folder = str(ensure_instance_folder(home))
-    with dg.DagsterInstance.local_temp(folder) as other:  # as the web interface reads it
-        kinds = Counter(
-            entry.dagster_event_type for entry in other.all_logs(run_id) if entry.dagster_event
-        )
-        assert kinds[dg.DagsterEventType.RUN_SUCCESS] == 1
-        assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(
-            spec.partition_names
-        )
 
 
 def test_a_disk_that_fails_ends_the_run_with_a_sentence(
