@@ -10,6 +10,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -191,20 +192,35 @@ class Events(SqliteEventLogStorage):
 
 
 def _ensure_run_file(path: Path, index: str) -> None:
-    """The file of a run, with the tables of the index, as Dagster makes both of them."""
+    """The file of a run, with the tables of the index, as Dagster makes both of them. A process that
+    shows the run may be making them at the same moment."""
     with closing(sqlite3.connect(path, BUSY_SECONDS, isolation_level=None)) as database:
         if _has_tables(database):
             return
-        database.execute("PRAGMA journal_mode=WAL")
+        _use_wal(database)
         database.execute("PRAGMA synchronous=NORMAL")
         database.execute("ATTACH ? AS made", (index,))
         database.execute("BEGIN IMMEDIATE")
-        if not _has_tables(database):  # which another process may have made meanwhile
+        if not _has_tables(database):
             made = "SELECT sql FROM made.sqlite_master WHERE sql IS NOT NULL ORDER BY rowid"
             for (sql,) in database.execute(made).fetchall():
                 database.execute(sql)
             database.execute("INSERT INTO alembic_version SELECT * FROM made.alembic_version")
         database.execute("COMMIT")
+
+
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Of two processes that do this at the same moment, SQLite refuses one, and does not wait."""
+    last = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > last:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _has_tables(database: sqlite3.Connection) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -140,6 +141,19 @@ def test_the_file_of_a_run_is_made_where_a_power_cut_left_it_empty(
     with closing(sqlite3.connect(path)) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert database.execute("SELECT count(*) FROM event_logs").fetchone() == (0,)
+
+
+def test_the_file_of_a_run_waits_for_another_process_that_is_making_it(
+    home: Path, own_instance: Path
+) -> None:
+    path = own_instance / "history" / "runs" / "other.db"
+    with (
+        open_instance(home) as instance,
+        closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.3, other.execute, ["COMMIT"]).start()
+        assert instance.all_logs("other") == []
 
 
 @pytest.mark.parametrize("file", ["history/runs.db", "history/runs/index.db"])
