@@ -167,9 +167,9 @@ class Lanes:
         """Raises TooManyRequests if what comes now would wait for too long, here and, for
         `seconds_before`, on its way here and back; before anything is done for it. Without a lane,
         where tokens are to be counted for it, the one with the shorter wait."""
-        lane = lane or min(LANES, key=self.wait_seconds)
-        wait = seconds_before + self.wait_seconds(lane)
-        self._refuse(lane, wait, seconds_left * OF_DEADLINE)
+        own: Lane = min(LANES, key=self.wait_seconds) if lane is None else lane
+        wait = seconds_before + self.wait_seconds(own)
+        self._refuse(own, wait, seconds_left * OF_DEADLINE)
 
     def _refuse(self, lane: Lane, wait: float, longest: float) -> None:
         if wait <= min(MAX_WAIT_SECONDS, max(longest, 0.0)):

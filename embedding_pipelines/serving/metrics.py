@@ -59,9 +59,8 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request that was answered, or refused."""
-        labels = {"path": path, "status": str(status)}
-        self.count("requests_total", **labels)
-        self.observe("request_seconds", seconds, **labels)
+        self.count("requests_total", path=path, status=str(status))
+        self.observe("request_seconds", seconds, path=path, status=str(status))
 
     def value(self, name: str, **labels: str) -> float:
         """A counter, or how many values a histogram has; 0 before the first."""
