@@ -140,7 +140,7 @@ def _count_rows(run: Run, result: Plan, stale: list[str], is_trained: bool) -> N
     for partition in run.spec.partition_names:
         # What the provider rejected is not sent again.
         difference = compare(run, table, partition, is_embedded=partition not in stale)
-        changed = sum(difference.add) - difference.new
+        changed = difference.added - difference.new
         result.rows_new += difference.new
         result.rows_changed += changed
         result.rows_unchanged += difference.unchanged

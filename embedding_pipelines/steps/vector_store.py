@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_pipelines.codes import encoded, schema_of
 from embedding_pipelines.compression.base import CodecChain
@@ -20,18 +22,28 @@ from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import read_releases, tagged_versions, write_releases
 from embedding_pipelines.run import Run, line_of
-from embedding_pipelines.schemas import IMAGE, VECTOR, digest, table_schema
+from embedding_pipelines.schemas import (
+    IMAGE,
+    TABLE_COLUMNS,
+    TABLE_KEY,
+    VECTOR,
+    digest,
+    table_schema,
+)
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Options, Reports, Step, row_values
+from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.documents import absorbed
 from embedding_pipelines.steps.labels import Labeller
 from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import Store, Table
-from embedding_pipelines.vectors import checksums, to_matrix
+from embedding_pipelines.vectors import checksums, from_numbers, to_matrix
 
 SAMPLE_BYTES = 8 << 20  # of the table that a run without work compares: 3 ms
+CHECKSUM = "vector_checksum"
+CONTENT = ("chunk_digest", CHECKSUM)  # what tells whether a row has changed
+COMPARED = pa.schema([(name, TABLE_COLUMNS[name]) for name in (TABLE_KEY, *CONTENT)])
 
 
 @dataclass
@@ -53,10 +65,14 @@ class TableState:
 class Difference:
     """What the table's rows of one partition lack."""
 
-    remove: list[str]  # chunk ids
-    add: list[bool]  # for each row of the shard
+    remove: pa.StringArray  # chunk ids
+    add: pa.BooleanArray  # for each row of the shard
     new: int  # of these, those that replace no row
     unchanged: int
+
+    @property
+    def added(self) -> int:
+        return int(self.add.true_count)
 
 
 class VectorStoreStep(Step):
@@ -118,14 +134,15 @@ def update_vector_store(run: Run) -> StepReport:
         for partition, content in shards.items()
         if done.get(partition) != content
     }
-    remove = [chunk for difference in differences.values() for chunk in difference.remove]
-    added = sum(sum(difference.add) for difference in differences.values())
+    removed = sum(len(difference.remove) for difference in differences.values())
+    added = sum(difference.added for difference in differences.values())
     run.progress.update("vector_store", 0, added, "rows")
     before = {**state.trained_before, state.table: state.trained_rows} if state is not None else {}
     trained = before.pop(name, 0)
     if table.version is None:
         trained = 0
-    if remove or added or not intact:
+    if removed or added or not intact:
+        remove = (name.as_py() for each in differences.values() for name in each.remove)
         table.apply(_schema(run, codec), remove, _rows(run, differences, codec, added))
         # Before a clean-up, which keeps versions with a tag: a lost one would take a release along.
         table.tag(tagged_versions(read_releases(run.folder), name))
@@ -141,7 +158,7 @@ def update_vector_store(run: Run) -> StepReport:
         name, version, shards, trained, layout(run.spec), table.rows(), before, pushed
     )
     write_json(run.folder.table_state, asdict(state))
-    statistics = _statistics(table, state, codec, added, len(remove))
+    statistics = _statistics(table, state, codec, added, removed)
     return StepReport(VectorStoreStep.name, True, statistics)
 
 
@@ -301,39 +318,68 @@ def compare(run: Run, table: Table | None, partition: str, is_embedded: bool = T
     `is_embedded`: the chunks have their vectors. Else only chunks are compared, and all will have
     one.
     """
-    columns = ["chunk_id", "chunk_digest", "vector_checksum"]
-    stored: dict[str, tuple[bytes, int] | None] = {}
+    stored = _stored(table, partition, is_embedded)
+    manifest = run.folder.embeddings.manifest(partition) if is_embedded else None
+    if not len(stored) and not (manifest and manifest.rejected):  # all of them are new
+        chunks = run.folder.chunks.manifest(partition)
+        rows = chunks.rows if chunks else 0
+        return Difference(pa.array([], pa.string()), pa.repeat(True, rows), rows, 0)
+    target = _contents(run, partition, is_embedded)
+    at = pc.index_in(target[TABLE_KEY], value_set=stored[TABLE_KEY])  # null: not there
+    first = pc.index_in(stored[TABLE_KEY], value_set=stored[TABLE_KEY])
+    first = from_numbers(first)
+    is_single = pa.array(np.bincount(first, minlength=len(stored))[first] == 1)
+    there = stored.append_column("is_single", is_single).take(at)  # twice: it is rewritten
+    is_same = there["is_single"]
+    for name in CONTENT:
+        is_same = pc.and_(is_same, pc.equal(target[name], there[name]))
+    is_same = pc.fill_null(is_same, False)
+    has_vector = pc.is_valid(target[CHECKSUM])
+    add = pc.and_not(has_vector, is_same)
+    stays = np.zeros(len(stored), bool)
+    stays[from_numbers(at.filter(is_same))] = True
+    remove = pc.unique(stored[TABLE_KEY].filter(pa.array(~stays)))
+    new = pc.and_(has_vector, pc.is_null(at))
+    unchanged = _count(has_vector) - _count(add)
+    return Difference(remove, add.combine_chunks(), _count(new), unchanged)
+
+
+def _stored(table: Table | None, partition: str, is_embedded: bool) -> pa.Table:
+    """As `_contents`, of what the table has."""
+    names, parts = COMPARED.names, [COMPARED.empty_table()]
     if table is not None and table.version is not None:
-        for batch in table.scan(columns, partition):
-            for name, digest_of_chunk, checksum in row_values(batch, *columns):
-                row = (digest_of_chunk, checksum if is_embedded else 0)
-                stored[name] = None if name in stored else row  # duplicate rows are rewritten
-    target, add = dict[str, tuple[bytes, int]](), list[bool]()
-    for name, content in _contents(run, partition, is_embedded):
-        if content is not None:
-            target[name] = content
-        add.append(content is not None and stored.get(name) != content)
-    remove = [name for name, row in stored.items() if not row or target.get(name) != row]
-    new = len(target.keys() - stored.keys())
-    return Difference(remove, add, new, unchanged=len(target) - sum(add))
+        for batch in table.scan(names, partition):
+            parts.append(pa.table([batch[name] for name in names], schema=COMPARED))
+    rows = pa.concat_tables(parts).combine_chunks()
+    return rows if is_embedded else _without_checksums(rows)
 
 
-def _contents(
-    run: Run, partition: str, is_embedded: bool
-) -> Iterator[tuple[str, tuple[bytes, int] | None]]:
-    """Each chunk's id with its digest and its vector's checksum, None for one without a vector."""
-    columns = ["chunk_id", "chunk_digest"]
+def _contents(run: Run, partition: str, is_embedded: bool) -> pa.Table:
+    """Each chunk's id with what tells whether it has changed: its digest, and its vector's
+    checksum, null for one without a vector."""
+    columns, parts = [TABLE_KEY, CONTENT[0]], [COMPARED.empty_table()]
     if not is_embedded:
         for batch in run.folder.chunks.read(partition, columns):
-            yield from ((name, (content, 0)) for name, content in row_values(batch, *columns))
-        return
+            nothing = pa.nulls(batch.num_rows, pa.int64())
+            columns_of = [batch[name] for name in columns]
+            parts.append(pa.table([*columns_of, nothing], schema=COMPARED))
+        return _without_checksums(pa.concat_tables(parts).combine_chunks())
     for batch, embeddings in pairs(run, partition, columns):
         vectors = embeddings[VECTOR]
-        rows = row_values(batch, *columns)
-        for (name, content), checksum, is_there in zip(
-            rows, checksums(vectors), vectors.is_valid().to_pylist(), strict=True
-        ):
-            yield name, (content, checksum) if is_there else None
+        mask = pc.is_null(vectors).to_numpy(zero_copy_only=False)
+        numbers = pa.array(checksums(vectors), pa.int64(), mask=mask)
+        columns_of = [batch[name] for name in columns]
+        parts.append(pa.table([*columns_of, numbers], schema=COMPARED))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _without_checksums(rows: pa.Table) -> pa.Table:
+    return rows.set_column(2, CHECKSUM, pa.repeat(pa.scalar(0, pa.int64()), len(rows)))
+
+
+def _count(mask: pa.ChunkedArray) -> int:
+    """How many are true."""
+    return pc.sum(mask).as_py() or 0
 
 
 def pairs(
@@ -358,18 +404,19 @@ def _rows(
     schema, store, done = _schema(run, codec), run.spec.store, 0
     labels = Labeller.of(run)
     for partition, difference in differences.items():
-        if not any(difference.add):
+        if not difference.added:
             continue
-        is_added = iter(difference.add)
+        first = 0
         for chunks, embeddings in pairs(run, partition):
-            mask = pa.array(itertools.islice(is_added, chunks.num_rows), pa.bool_())
+            mask = difference.add.slice(first, chunks.num_rows)
+            first += chunks.num_rows
             rows, vectors = chunks.filter(mask), to_matrix(embeddings[VECTOR].filter(mask))
             if not rows.num_rows:
                 continue
             codes = encoded(store, codec, vectors)
             values = {
                 "partition": pa.repeat(partition, rows.num_rows),
-                "vector_checksum": pa.array(checksums(embeddings[VECTOR].filter(mask)), pa.int64()),
+                CHECKSUM: pa.array(checksums(embeddings[VECTOR].filter(mask)), pa.int64()),
                 **codes,
             }
             if labels is not None:

@@ -95,7 +95,7 @@ class Table(ABC):
 
     @abstractmethod
     def apply(
-        self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
+        self, schema: pa.Schema, remove: Iterable[str], add: Iterable[pa.RecordBatch]
     ) -> None:
         """Remove rows by chunk id, then add rows of `schema`; create the table if there is none.
 

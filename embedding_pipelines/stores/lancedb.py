@@ -241,7 +241,7 @@ class LanceTable(Table):
         self._delete_unnamed()
 
     def apply(
-        self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
+        self, schema: pa.Schema, remove: Iterable[str], add: Iterable[pa.RecordBatch]
     ) -> None:
         with self._explained("written"):
             if not self._manifests():
@@ -254,8 +254,9 @@ class LanceTable(Table):
                     call(new.set_unenforced_primary_key, [TABLE_KEY])
             table = self._open()
             self._delete_unnamed()
-            for start in range(0, len(remove), REMOVE_IDS):
-                ids = ", ".join(map(quote_text, remove[start : start + REMOVE_IDS]))
+            names = iter(remove)
+            while part := list(itertools.islice(names, REMOVE_IDS)):
+                ids = ", ".join(map(quote_text, part))
                 call(table.delete, f"chunk_id IN ({ids})")
         failures: list[BaseException] = []
         batches = record_failure(add, failures)

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.documents import write_documents
+from embedding_pipelines.steps.vector_store import compare, open_table
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
@@ -136,6 +138,22 @@ def test_two_texts_that_the_model_cannot_tell_apart_are_no_fault(home: Path) -> 
     write_csv(home, "a.csv", [(1, "Apple", "x"), (2, "apple", "x")])
     run_steps(home, "p")
     assert len(live_rows(home, "p")) == 2
+
+
+def test_a_row_that_stands_twice_in_the_table_is_written_anew(built: Path) -> None:
+    """As another writer may leave it, since the store enforces no key."""
+    run = run_of(built, "p")
+    table, _ = open_table(run, load_codec(run))
+    (double,) = table.scan(table.schema().names, "b00")
+    table.apply(double.schema, [], [double.slice(0, 2)])
+    before = {name: compare(run, table, name) for name in run.spec.partition_names}
+    ids = double["chunk_id"].slice(0, 2).to_pylist()
+    assert sorted(before["b00"].remove.to_pylist()) == sorted(ids)
+    assert (before["b00"].added, before["b00"].new) == (2, 0)
+    assert before["b00"].unchanged == double.num_rows - 2
+    others = [each for name, each in before.items() if name != "b00"]
+    assert not any(len(each.remove) or each.added for each in others)
+    assert sum(each.unchanged for each in before.values()) == 398
 
 
 def test_duplicate_ids_in_two_files_leave_the_documents_as_they_were(built: Path) -> None:
