@@ -3,7 +3,7 @@
 A document that has not changed keeps its chunks; only new and changed ones are cut again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import ClassVar
@@ -21,7 +21,7 @@ from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Options, Reports, Step, row_values
+from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.elsewhere import Nothing, RunKit, RunWork, map_shards
 from embedding_pipelines.storage.warehouse import Manifest, Shards
 
@@ -146,12 +146,11 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
     """The report of the partition, and the counts of what had to be cut for it."""
     documents, shards, configuration = run.folder.documents, run.folder.chunks, _configuration(run)
     source, before = documents.required(partition), shards.manifest(partition)
-    unchanged: set[tuple[str, bytes]] = set()
-    if before is not None and before.configuration == configuration:
-        unchanged = _identities(shards, partition) & _identities(documents, partition)
-    fresh, counts = Counts(), Counts(documents=len(unchanged))
     special = run.model.tokenizer.num_special_tokens_to_add(is_pair=False)
     is_comparable = before is not None and before.configuration == configuration
+    # Rows of chunks that stay, and of documents whose chunks do.
+    stays, is_cut = _compared(shards, documents, partition, is_comparable)
+    fresh, counts = Counts(), Counts(documents=is_cut.true_count)
     embedded = run.folder.embeddings.manifest(partition)
     # What was cut and never embedded is no state to count edits from: more than the last ones are.
     is_counted = is_comparable and before and embedded and embedded.inputs == before.digest
@@ -160,8 +159,7 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
     images = run.spec.source.has_images
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in shards.read(partition) if is_comparable else ():
-            mask = _mask(batch, unchanged)
+        for batch, mask in _masked(shards.read(partition) if is_comparable else (), stays):
             if edits:
                 edits.add_before(batch.filter(pc.invert(mask)))
             reused = batch.filter(mask)
@@ -172,16 +170,15 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
             counts.unseen_tokens += pc.sum(reused["unseen_tokens"]).as_py() or 0
             counts.truncated += pc.sum(pc.greater(reused["unseen_tokens"], 0)).as_py() or 0
             yield reused
-        changed = (
-            batch.filter(pc.invert(_mask(batch, unchanged))) for batch in documents.read(partition)
-        )
+        masked = _masked(documents.read(partition), is_cut)
+        changed = (batch.filter(pc.invert(mask)) for batch, mask in masked)
         for batch in run.spec.preprocessing.process(changed, cutter, fresh, images):
             if edits:
                 edits.add_after(batch)
             yield batch
         added = asdict(fresh)
         statistics.update({name: count + added[name] for name, count in asdict(counts).items()})
-        statistics["reused_documents"] = len(unchanged)
+        statistics["reused_documents"] = is_cut.true_count
         if edits:
             statistics["edited_tokens"] = edits.tokens
 
@@ -218,12 +215,33 @@ def _tell_unknown(run: Run, fresh: Mapping[str, Counts]) -> None:
     )
 
 
-def _identities(shards: Shards, partition: str) -> set[tuple[str, bytes]]:
-    """What makes each document of a partition itself."""
+def _compared(
+    chunks: Shards, documents: Shards, partition: str, is_comparable: bool
+) -> tuple[pa.BooleanArray, pa.BooleanArray]:
+    """Which rows of a partition's chunks are of documents that are the same, bool[n], and which of
+    its documents have these chunks, bool[m]; none of chunks that are not comparable."""
+    now = _identities(documents, partition)
+    before = _identities(chunks, partition) if is_comparable else now.slice(0, 0)
+    masks = pc.is_in(before, value_set=now), pc.is_in(now, value_set=before)
+    stays, is_cut = (mask.combine_chunks() for mask in masks)
+    return stays, is_cut
+
+
+def _identities(shards: Shards, partition: str) -> pa.ChunkedArray:
+    """What makes the document of each row itself."""
     batches = shards.read(partition, [*IDENTITY])
-    return {pair for batch in batches for pair in row_values(batch, *IDENTITY)}
+    parts = [
+        pc.binary_join_element_wise(*(batch[name].cast(pa.binary()) for name in IDENTITY), b"")
+        for batch in batches
+    ]
+    return pa.chunked_array(parts, pa.binary())
 
 
-def _mask(batch: pa.RecordBatch, identities: set[tuple[str, bytes]]) -> pa.BooleanArray:
-    """Which rows belong to these documents."""
-    return pa.array([pair in identities for pair in row_values(batch, *IDENTITY)], pa.bool_())
+def _masked(
+    batches: Iterable[pa.RecordBatch], mask: pa.BooleanArray
+) -> Iterator[tuple[pa.RecordBatch, pa.BooleanArray]]:
+    """Each batch with its part of a mask over all rows."""
+    first = 0
+    for batch in batches:
+        yield batch, mask.slice(first, batch.num_rows)
+        first += batch.num_rows
