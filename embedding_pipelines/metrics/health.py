@@ -1,9 +1,14 @@
 """What vectors look like without any label: signs that a model is not used as it should be."""
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence
@@ -12,31 +17,76 @@ from embedding_pipelines.vectors import Vectors, unit
 
 NEAR_DUPLICATE = 0.98  # cosine from which on two chunks say the same
 SHORT_TOKENS = 4  # two of them are BERT's own
+HELD = 1_000_000  # hashes in memory: 8 MB
+RANGES = np.arange(1, 256, dtype=np.uint64) << np.uint64(56)  # that are counted one by one
+
+Hashes = NDArray[np.uint64]
 
 
 class DistinctCount:
-    """How many vectors or names came, and how many are different, by 64-bit hashes: 8 bytes each.
-    Among ten million, two are taken for one with a chance of 3 in a million."""
+    """How many vectors or names came, and how many are different, by 64-bit hashes. Among ten
+    million, two are taken for one with a chance of 3 in a million.
+
+    HELD hashes are in memory, the others in a temporary file, which `with` removes.
+    """
 
     def __init__(self) -> None:
-        self._hashes = [np.empty(0, np.uint64)]
+        self.all = 0
+        self._held: list[Hashes] = []
+        self._file: IO[bytes] | None = None
+        # Of each sorted run of hashes in the file, where each of the RANGES begins, and the end.
+        self._runs: list[NDArray[np.int64]] = []
 
     def add_vectors(self, block: Vectors) -> None:
         """float32[n, d], told apart bit by bit; -0.0 is 0.0."""
         rows = np.ascontiguousarray(block + np.float32(0))
         digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-        self._hashes.append(np.frombuffer(digests, np.uint64))
+        self._add(np.frombuffer(digests, np.uint64))
 
     def add_names(self, names: Sequence[str]) -> None:
-        self._hashes.append(np.fromiter(map(hash, names), np.int64, len(names)).view(np.uint64))
-
-    @property
-    def all(self) -> int:
-        return sum(map(len, self._hashes))
+        self._add(np.fromiter(map(hash, names), np.int64, len(names)).view(np.uint64))
 
     @property
     def distinct(self) -> int:
-        return len(np.unique(np.concatenate(self._hashes)))
+        held = np.sort(np.concatenate([np.empty(0, np.uint64), *self._held]))
+        places = _places(held)
+        return sum(
+            len(np.unique(np.concatenate([held[low:high], *self._stored(number)])))
+            for number, (low, high) in enumerate(itertools.pairwise(places))
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _add(self, hashes: Hashes) -> None:
+        self._held.append(hashes)
+        self.all += len(hashes)
+        if sum(map(len, self._held)) < HELD:
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `__exit__` closes it
+        run = np.sort(np.concatenate(self._held))
+        self._runs.append(_places(run) + (self.all - len(run)))
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(run)
+        self._held = []
+
+    def _stored(self, number: int) -> Iterator[Hashes]:
+        """The hashes of a range that are in the file."""
+        for places in self._runs:
+            low, high = places[number : number + 2]
+            assert self._file is not None
+            self._file.seek(8 * low)
+            yield np.frombuffer(self._file.read(8 * (high - low)), np.uint64)
+
+
+def _places(hashes: Hashes) -> NDArray[np.int64]:
+    """Where each range of sorted hashes begins, and the end."""
+    return np.array([0, *np.searchsorted(hashes, RANGES), len(hashes)])
 
 
 @metric("neither", "documents")

@@ -195,27 +195,31 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
     total = sum(manifest.rows for manifest in manifests if manifest)
     generator = np.random.default_rng(run.spec.seed)
     numbers = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
-    exact, distinct, sketch = ExactSearch(candidate.queries, TIES * K), DistinctCount(), Sketch()
+    exact, sketch = ExactSearch(candidate.queries, TIES * K), Sketch()
     near, near_ids, sample = ExactSearch(candidate.queries[:0], 2), list[str](), list[Vectors]()
-    for partition, ids, vectors, chunks in _blocks(candidate, chosen):
-        if not near_ids:
-            some = generator.choice(len(ids), min(len(ids), NEIGHBOURS), replace=False)
-            near, near_ids = ExactSearch(vectors[some], 2), [ids[row] for row in some]
-        exact.add(ids, vectors)
-        near.add(ids, vectors)
-        distinct.add_vectors(vectors)
-        sketch.add(partition, ids, vectors)
-        start, end = np.searchsorted(numbers, [candidate.vectors, candidate.vectors + len(ids)])
-        rows = numbers[start:end] - candidate.vectors
-        sample.append(vectors[rows])
-        candidate.labels += chunks[label].take(pa.array(rows)).to_pylist() if label else []
-        if not run.spec.source.has_images:  # of which captions are no part of the vector
-            candidate.short_texts += pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py()
-        candidate.unseen_tokens += int(np.maximum(chunks["tokens"].to_numpy() - limit, 0).sum())
-        candidate.vectors += len(ids)
+    with DistinctCount() as distinct:
+        for partition, ids, vectors, chunks in _blocks(candidate, chosen):
+            if not near_ids:
+                some = generator.choice(len(ids), min(len(ids), NEIGHBOURS), replace=False)
+                near, near_ids = ExactSearch(vectors[some], 2), [ids[row] for row in some]
+            exact.add(ids, vectors)
+            near.add(ids, vectors)
+            distinct.add_vectors(vectors)
+            sketch.add(partition, ids, vectors)
+            start, end = np.searchsorted(numbers, [candidate.vectors, candidate.vectors + len(ids)])
+            rows = numbers[start:end] - candidate.vectors
+            sample.append(vectors[rows])
+            candidate.labels += chunks[label].take(pa.array(rows)).to_pylist() if label else []
+            if not run.spec.source.has_images:  # of which captions are no part of the vector
+                candidate.short_texts += pc.sum(
+                    pc.less_equal(chunks["tokens"], SHORT_TOKENS)
+                ).as_py()
+            candidate.unseen_tokens += int(np.maximum(chunks["tokens"].to_numpy() - limit, 0).sum())
+            candidate.vectors += len(ids)
+        candidate.distinct = distinct.distinct
     candidate.exact = exact.result()
     if candidate.vectors:
-        candidate.distinct, candidate.sketch = distinct.distinct, sketch
+        candidate.sketch = sketch
         candidate.sample = np.concatenate(sample)
         candidate.nearest_other = _nearest_other(near, near_ids)
 
@@ -303,35 +307,36 @@ def _read_table(candidate: Candidate) -> None:
     chosen = pa.array(list(candidate.texts), pa.string())
     missing = {name.rpartition("#")[0] for name in candidate.rejected}
     judged = candidate.judgements.documents if candidate.judgements else set()
-    chunks, documents = DistinctCount(), DistinctCount()
     number_of = {name: at for at, name in enumerate(candidate.run.spec.partition_names)}
     columns = ["chunk_id", "document_id", "partition", VECTOR]
-    for batch in table.scan(columns, version=candidate.version):
-        ids, codes = batch["chunk_id"].to_pylist(), to_matrix(batch[VECTOR])
-        parts = (batch[name].to_pylist() for name in ("document_id", "partition"))
-        places = dict(zip(*parts, strict=True))
-        names = list(places)
-        candidate.misplaced_documents += sum(
-            partition_of(name, len(number_of)) != number_of.get(partition)
-            for name, partition in places.items()
-        )
-        chunks.add_names(ids)
-        documents.add_names(names)
-        missing.difference_update(names)
-        candidate.has_judged_document |= not judged.isdisjoint(names)
-        finite = np.ones(len(ids), bool)
-        if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
-            norms = np.linalg.norm(codes.astype(np.float32), axis=1)
-            finite = np.isfinite(norms)
-            faults = int((~finite | (norms == 0)).sum())
-            candidate.faults.update(table_zero_or_not_finite=faults)
-        if exact is not None:
-            exact.add(list(itertools.compress(ids, finite)), as_numbers(codec, codes[finite]))
-        for row in np.flatnonzero(pc.is_in(batch["chunk_id"], chosen).to_numpy(False)):
-            candidate.codes[ids[row]] = codes[row].copy()
+    with DistinctCount() as chunks, DistinctCount() as documents:
+        for batch in table.scan(columns, version=candidate.version):
+            ids, codes = batch["chunk_id"].to_pylist(), to_matrix(batch[VECTOR])
+            parts = (batch[name].to_pylist() for name in ("document_id", "partition"))
+            places = dict(zip(*parts, strict=True))
+            names = list(places)
+            candidate.misplaced_documents += sum(
+                partition_of(name, len(number_of)) != number_of.get(partition)
+                for name, partition in places.items()
+            )
+            chunks.add_names(ids)
+            documents.add_names(names)
+            missing.difference_update(names)
+            candidate.has_judged_document |= not judged.isdisjoint(names)
+            finite = np.ones(len(ids), bool)
+            if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
+                norms = np.linalg.norm(codes.astype(np.float32), axis=1)
+                finite = np.isfinite(norms)
+                faults = int((~finite | (norms == 0)).sum())
+                candidate.faults.update(table_zero_or_not_finite=faults)
+            if exact is not None:
+                exact.add(list(itertools.compress(ids, finite)), as_numbers(codec, codes[finite]))
+            for row in np.flatnonzero(pc.is_in(batch["chunk_id"], chosen).to_numpy(False)):
+                candidate.codes[ids[row]] = codes[row].copy()
+        candidate.documents = documents.distinct
+        candidate.duplicate_rows = chunks.all - chunks.distinct
     candidate.exact_codes = exact.result() if exact else None
-    candidate.rejected_documents, candidate.documents = len(missing), documents.distinct
-    candidate.duplicate_rows = chunks.all - chunks.distinct
+    candidate.rejected_documents = len(missing)
 
 
 def _search_known_items(candidate: Candidate) -> None:

@@ -21,11 +21,12 @@ from embedding_pipelines.preprocessing.tokens import has_content
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.real_queries import rated_queries
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
+from embedding_pipelines.schemas import DIGEST_BYTES, DOCUMENT_DIGEST, digest
 from embedding_pipelines.vectors import Vectors
 
 RANKING = b"as found"  # figures of queries that were ranked otherwise are not compared
 ROWS_AT_ONCE = 4_096  # first chunks whose texts are read together
+BYTES = f"S{DIGEST_BYTES}"  # numpy's type of a digest
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")
 QREL_COLUMNS = (
     ("query-id", "query_id"),
@@ -97,12 +98,15 @@ def known_items(run: Run) -> Iterator[KnownItemQuery]:
 def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
     """Document id and text of each document's first chunk, equal documents once, in the order of
     their digests; no more is in memory than a batch, and ROWS_AT_ONCE texts."""
-    first, done = dict[bytes, int](), 0  # row by digest
+    digests, rows_of, done = [np.empty(0, BYTES)], [np.empty(0, np.int64)], 0
     for batch in run.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
-        for row in np.flatnonzero(batch["start"].to_numpy() == 0):
-            first.setdefault(batch[DOCUMENT_DIGEST][row].as_py(), done + int(row))
+        first = np.flatnonzero(batch["start"].to_numpy() == 0)
+        names = batch[DOCUMENT_DIGEST].take(pa.array(first)).to_pylist()
+        digests.append(np.frombuffer(b"".join(names), BYTES))
+        rows_of.append(done + first)
         done += batch.num_rows
-    ordered = np.array([row for _, row in sorted(first.items())], np.int64)
+    _, places = np.unique(np.concatenate(digests), return_index=True)
+    ordered = np.concatenate(rows_of)[places]
     for start in range(0, len(ordered), ROWS_AT_ONCE):
         numbers = ordered[start : start + ROWS_AT_ONCE]
         rising, parts, done = np.sort(numbers), [], 0

@@ -100,3 +100,17 @@ def test_near_is_not_the_same_and_zero_has_no_sign() -> None:
     count.add_vectors(np.array([[1, 0], [1, -0.0], [1, 1e-7], [1, 0]], np.float32))
     count.add_vectors(np.asfortranarray(np.array([[1, 0], [5, 6]], np.float32)))
     assert count.distinct == 3
+
+
+def test_what_does_not_fit_into_memory_is_counted_in_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("embedding_pipelines.metrics.health.HELD", 50)
+    numbers = np.random.default_rng(1).integers(0, 300, 1_000)
+    with DistinctCount() as count:
+        for block in np.split(numbers, range(30, 1_000, 30)):
+            count.add_names([f"name {number}" for number in block])
+            assert sum(map(len, count._held)) < 50
+        assert (count.all, count.distinct) == (1_000, len(set(numbers.tolist())))
+        count.add_names(["another name"])
+        assert count.distinct == len(set(numbers.tolist())) + 1
