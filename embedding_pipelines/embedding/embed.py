@@ -17,6 +17,7 @@ many more as keep these threads at work. What a fault means for the texts of its
 
 import contextlib
 import time
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -306,8 +307,9 @@ class _Stream:
         """Put what can still be paid for of the first request before the rest of it. Raises
         BudgetError if nothing can."""
         request = self._queue[0]
-        totals = np.cumsum(request.tokens)
-        count = sum(self._budget.holds(int(total)) for total in totals)
+        totals = np.cumsum(request.tokens).tolist()
+        # Ten looks, where each is a call to the hub of a cluster; the last that is held counts there.
+        count = bisect(totals, False, key=lambda total: not self._budget.holds(total))
         if not count:
             raise self._budget.exhausted_error()
         self._queue[0] = request.part(range(count, len(totals)))

@@ -16,9 +16,10 @@ from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import BATCHES_AHEAD, embed, embed_all
 from embedding_pipelines.embedding.texts import ReadableTexts
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import BudgetError, ProviderError
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.recording import Recording
 
@@ -345,3 +346,22 @@ def test_a_list_is_requested_within_given_limits_and_a_budget() -> None:
     readable = ReadableTexts(["a", "b", "c"], [5, 6, 7])
     embed_all(readable.texts, model, None, "query", budget, readable=readable)
     assert budget.billed == 18
+
+
+def test_what_a_budget_holds_of_a_request_is_told_in_few_looks() -> None:
+    """Each of them is a call to the hub of a cluster; the last that held counts there as out."""
+
+    class Looked(BudgetTracker):
+        looks = held = 0
+
+        def holds(self, tokens: int) -> bool:
+            self.looks += 1
+            is_held = super().holds(tokens)
+            self.held = tokens if is_held else self.held
+            return is_held
+
+    budget, model = Looked(Budget(tokens=700)), Recording(hashing())
+    with pytest.raises(BudgetError):
+        embed_all([f"text {n}" for n in range(1_000)], model, None, budget=budget)
+    assert (len(model.texts), budget.billed, budget.held) == (350, 700, 700)
+    assert budget.looks < 30
