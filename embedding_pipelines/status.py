@@ -35,6 +35,7 @@ from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, read_checks
 from embedding_pipelines.steps.documents import count_waiting, inputs_of, read_files
 from embedding_pipelines.steps.duplicates import read_duplicates
+from embedding_pipelines.steps.embeddings import quarantine_note
 from embedding_pipelines.steps.old_line import lines_of
 from embedding_pipelines.steps.output import output_state
 from embedding_pipelines.steps.pending import Pending, pending
@@ -102,6 +103,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "forgotten": sum(statistics.forgotten for statistics in files.values()),
         "rejected_texts": rejected_texts,
         "rejected_texts_table": str(run.folder.rejected_texts),
+        "quarantined": quarantine_note(run),
         "live_release": live.number if live else None,
         "released_at": live.released_at.isoformat(timespec="seconds") if live else None,
         "live_rows": live.rows if live else None,

@@ -49,6 +49,7 @@ OPTIONAL = (  # in a status: left out where there is nothing to tell
     "schedule",
     "rejected",
     "rejected_texts",
+    "quarantined",
     "duplicates",
     "forgotten",
     "released_at",

@@ -44,12 +44,14 @@ def rejected(
     """Show the records and texts that could not be used, and why.
 
     Records are of the last run, also of one that ended because they were too many. Documents
-    without text follow them.
+    without text follow them, and partitions that ended every worker of a cluster.
     """
     from embedding_pipelines.status import read_rejections
+    from embedding_pipelines.steps.embeddings import quarantine_note, quarantined
 
     spec = load_spec(name)
-    rejections = read_rejections(open_run(spec), number)
+    run = open_run(spec)
+    rejections, aside = read_rejections(run, number), quarantine_note(run)
     rows = [asdict(row) for row in rejections.rows]
 
     def show() -> None:
@@ -62,9 +64,11 @@ def rejected(
         say(f"{spec.name}: {rejections.total:,} rejected{empty}{shown}")
         for path in rejections.tables:
             say(f"the whole table: {path}")
+        if aside:
+            say(f"put aside: {aside}")
 
     result: dict[str, Any] = {"pipeline": spec.name, "total": rejections.total, "rejected": rows}
-    result["empty"] = rejections.empty
+    result |= {"empty": rejections.empty, "quarantined": quarantined(run)}
     yield Output([result | {"tables": list(map(str, rejections.tables))}], show)
 
 

@@ -36,6 +36,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.documents import inputs_of
+from embedding_pipelines.steps.embeddings import quarantine_note
 from embedding_pipelines.steps.garbage import find_garbage
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.repair import damaged_shards, damaged_states, state_files
@@ -218,6 +219,8 @@ def _rows(run: Run) -> str:
     ]
     if damaged:
         raise _NotWell(f"damaged: {', '.join(damaged)}. The next run makes them anew.")
+    if aside := quarantine_note(run):
+        raise _NotWell(f"put aside: {aside}")
     folders = [line.folder for line in lines]
     count = sum(
         len(shards.manifests(names))

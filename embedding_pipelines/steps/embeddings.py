@@ -35,7 +35,7 @@ from embedding_pipelines.embedding.images import ImageLoader
 from embedding_pipelines.embedding.limiter import Limiter
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.engines.base import Advance, Shared, Worker
-from embedding_pipelines.errors import ConfigError, EngineError, QuarantineError
+from embedding_pipelines.errors import ConfigError, EngineError, QuarantineError, StoreError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
 from embedding_pipelines.providers.base import ProviderOptions
@@ -145,7 +145,8 @@ class EmbeddingsStep(Step):
                     yield _with_collected(report, collected, run.spec.model)
                     collected = 0  # reported once
         except QuarantineError as error:
-            write_json(run.folder.quarantine, {"partitions": dict(error.shards)})
+            aside = quarantined(run) | dict(error.shards)
+            write_json(run.folder.quarantine, {"partitions": aside})
             raise
 
 
@@ -321,6 +322,24 @@ def re_embed(run: Run) -> None:
 def _to_embed_anew(run: Run) -> list[str]:
     """The partitions that `re_embed` named and that no run has embedded since."""
     return list((read_json(run.folder.embed_anew) or {"partitions": []})["partitions"])
+
+
+def quarantined(run: Run) -> dict[str, str]:
+    """The partitions that ended every worker which had them, and how; a run tries them again."""
+    with contextlib.suppress(StoreError):  # a damaged record, which a run removes
+        return dict((read_json(run.folder.quarantine) or {"partitions": {}})["partitions"])
+    return {}
+
+
+def quarantine_note(run: Run) -> str | None:
+    """What is put aside, and how it comes back; None if nothing is."""
+    if not (aside := quarantined(run)):
+        return None
+    reasons = "; ".join(f"partition {partition}: {reason}" for partition, reason in aside.items())
+    return (
+        f"{reasons}. It ended every worker that had it, and has no new vectors. See to what is in it, "
+        f"or give workers more memory; `embedding-pipelines run {run.spec.name}` tries it again."
+    )
 
 
 def _settle(run: Run, partition: str) -> None:

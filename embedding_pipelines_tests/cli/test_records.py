@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.cli.common import INTERRUPTED
+from embedding_pipelines.doctor.examine import examine
 from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines.files import write_json
+from embedding_pipelines.spec.load import read_draft
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
 from embedding_pipelines_tests.conftest import HASHING, PLAIN, UNMEASURED
 from embedding_pipelines_tests.decoded import files_with
@@ -213,3 +217,25 @@ def test_forget_knows_what_another_machine_has_published(
         pass
     shutil.rmtree(home / "data" / "warehouse")  # as on a new machine
     assert "forgot 1 document" in command("forget", "p", "--id", "2", "--yes").out
+
+
+def test_what_a_cluster_put_aside_is_told_with_the_way_back(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_rows(home, 1)
+    run_steps(home, "p")
+    assert command("rejected", "p", "--json").results[0]["quarantined"] == {}
+    folder = run_of(home, "p").folder
+    write_json(folder.quarantine, {"partitions": {"b03": "exit code 9"}})
+    (result,) = command("rejected", "p", "--json").results
+    assert result["quarantined"] == {"b03": "exit code 9"}
+    words = "partition b03: exit code 9. It ended every worker that had it"
+    lines = command("rejected", "p").out.splitlines()
+    assert lines[-1].startswith(f"put aside: {words}")
+    assert lines[-1].endswith("`embedding-pipelines run p` tries it again.")
+    assert words in command("status", "p", "--json").results[0]["quarantined"]
+    findings = examine(read_draft(home / "pipelines" / "p.yaml"), Warehouse(home))
+    (sentence,) = [each.sentence for each in findings if not each.is_well]
+    assert words in sentence
+    folder.embeddings.forget("b03")
+    run_steps(home, "p")
+    assert command("rejected", "p", "--json").results[0]["quarantined"] == {}
