@@ -120,6 +120,10 @@ class TooLarge(ProviderError):
     """The request is too large, though each text may be right (413): split it."""
 
 
+class DeviceError(ProviderError):
+    """The device computes nothing more in this process; in another one it may."""
+
+
 class BudgetError(EmbeddingPipelinesError):
     """The run has used up its budget; the next run goes on from there."""
 

@@ -30,12 +30,13 @@ MODEL = f"""\
 import json, os, time, zlib
 from pathlib import Path
 import numpy as np
+from embedding_pipelines.errors import DeviceError
 
 class Model:
     dimensions = {DIMENSIONS}
 
     def __init__(self, seconds=0.0):
-        self.seconds, self.folder = seconds, Path(__file__).parent
+        self.seconds, self.folder, self.is_broken = seconds, Path(__file__).parent, False
 
     def embed(self, texts, input_type):
         for text in texts:
@@ -43,8 +44,14 @@ class Model:
             if "dies once" in text and not died.exists():
                 died.touch()
                 os._exit(9)
+            broken = self.folder / "broken"
+            if "breaks once" in text and not broken.exists():
+                broken.touch()
+                self.is_broken = True
             if "poison" in text and not (self.folder / "healed").exists():
                 os._exit(9)
+        if self.is_broken:
+            raise DeviceError("CUDA error: an illegal memory access was encountered")
         time.sleep(self.seconds * len(texts))
         line = json.dumps([os.getpid(), os.environ.get("NODE", ""), list(texts)]) + "\\n"
         with (self.folder / "log").open("ab", buffering=0) as file:

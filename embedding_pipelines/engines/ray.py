@@ -8,7 +8,9 @@
 Ray places processes, sees them die and carries the calls; what a death means is decided here. A
 worker is never restarted by Ray: the shard that it had goes back to the queue. A shard that has
 ended SHARD_DEATHS workers is put aside, and the others go on. A machine that is lost is not the
-shard's fault. Workers end by themselves when they have not heard of the driver for SILENCE_SECONDS,
+shard's fault. A worker that fails at something which nobody foresaw, or whose device does, is ended,
+since its process may be broken; no other one starts on a machine that was refused. Workers end by
+themselves when they have not heard of the driver for SILENCE_SECONDS,
 and PATIENCE_SECONDS later: whatever becomes of it, nothing goes on computing for nobody.
 """
 
@@ -26,6 +28,7 @@ from pydantic import Field, model_validator
 
 from embedding_pipelines.engines.base import Engine, Kit, ShardWork
 from embedding_pipelines.errors import (
+    DeviceError,
     EmbeddingPipelinesError,
     EngineError,
     QuarantineError,
@@ -44,6 +47,7 @@ START_SECONDS = 600.0  # until `min_workers` are ready: machines may have to be 
 TELL_SECONDS = 60.0  # between two notes that workers are waited for
 LONGEST_REASON = 400  # characters
 NODE_SECONDS = 2.0  # until the cluster has noticed that a machine is gone
+NODE_LABEL = "ray.io/node-id"  # which Ray gives to each machine
 
 
 class Ray(Engine):
@@ -223,6 +227,8 @@ class _Actor:
         self._at = shard, 0
         try:
             results.extend(self._worker.work([shard], self._advance))
+        except DeviceError as error:
+            failure = RuntimeError(str(error))
         except EmbeddingPipelinesError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  # which the driver may be unable to load
@@ -271,6 +277,7 @@ class _Pool:
         self._idle: deque[Any] = deque()
         self._number = self._failed_starts = 0
         self._refusals: dict[str, None] = {}  # in order
+        self._refused = set[str]()  # machines
         self._deaths: Counter[str] = Counter()
         self._machines: Counter[str] = Counter()
         self._quarantine: dict[str, str] = {}
@@ -342,10 +349,16 @@ class _Pool:
             self._number += 1
             name = f"worker {self._number}"
             actor = self._actor.options(
-                num_cpus=self._options.cpus_per_worker, num_gpus=self._options.gpus_per_worker
+                num_cpus=self._options.cpus_per_worker,
+                num_gpus=self._options.gpus_per_worker,
+                label_selector=self._elsewhere(),
             ).remote(self._kit, self._hub, name, SILENCE_SECONDS)
             self._names[actor] = name
             self._starting[actor.open.remote()] = actor
+
+    def _elsewhere(self) -> dict[str, str] | None:
+        """Where a worker may start, as Ray is told: on no machine that was refused."""
+        return {NODE_LABEL: f"!in({','.join(sorted(self._refused))})"} if self._refused else None
 
     def _hand_out(self, queue: deque[str]) -> None:
         needed = min(self._options.min_workers, len(queue) + len(self._running))
@@ -403,6 +416,7 @@ class _Pool:
         if refusal:
             self._drop(actor)
             self._wanted -= 1
+            self._refused.add(node)
             where = f"the machine {self._address(node)}"
             self._refusals[f"{where}: {refusal}"] = None
             self._work.note(f"A worker on {where} takes no part: {refusal}.")
@@ -429,7 +443,10 @@ class _Pool:
                 reason = _reason(death)
             self._again(shard, again, reason, queue)
             return
-        self._idle.append(actor)
+        if error is None or isinstance(error, EmbeddingPipelinesError):
+            self._idle.append(actor)
+        else:
+            self._lose(actor)
         yield from results
         self._tell(shard, done)
         if isinstance(error, EmbeddingPipelinesError):

@@ -10,12 +10,15 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.errors import ProviderError, error_lines
+from embedding_pipelines.errors import DeviceError, ProviderError, error_lines
 from embedding_pipelines.vectors import Vectors
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]  # what a user may ask for
 Array = NDArray[np.int64]
 OUT_OF_MEMORY = ("out of memory", "can't allocate", "bad_alloc")  # as errors word it
+# After these nothing is computed in the process any more: a kernel has failed, and CUDA says so of each
+# that follows.
+BROKEN_DEVICE = ("cuda error", "cuda driver error", "cublas_status", "cudnn_status")
 
 
 class OutOfMemory(Exception):
@@ -24,14 +27,16 @@ class OutOfMemory(Exception):
 
 @contextlib.contextmanager
 def translate_errors(library: str, line: int) -> Iterator[None]:
-    """Raise errors as OutOfMemory or ProviderError; `line` of their text says what happened."""
+    """Raise errors as OutOfMemory, DeviceError or ProviderError; `line` of their text says what happened."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words, signs = error_lines(error)[line], OUT_OF_MEMORY
-        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs):
+        words, text = error_lines(error)[line], str(error).lower()
+        if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
             raise OutOfMemory(words) from error
-        raise ProviderError(f"{library} could not compute: {words}") from error
+        is_broken = any(sign in text for sign in BROKEN_DEVICE)
+        kind = DeviceError if is_broken else ProviderError
+        raise kind(f"{library} could not compute: {words}") from error
 
 
 def damage_error(folder: Path, reason: object) -> ProviderError:

@@ -21,6 +21,7 @@ from embedding_pipelines.files import read_json
 from embedding_pipelines.steps import documents
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.documents import forget_files
+from embedding_pipelines.steps.embeddings import quarantined
 from embedding_pipelines_tests.clusters import (
     add_node,
     assert_same_vectors,
@@ -73,9 +74,11 @@ def test_the_rows_are_those_of_one_process_though_a_worker_dies_and_a_node_compu
     cluster: Any, tmp_path: Path
 ) -> None:
     """Every second text is in another partition, too, and is embedded once."""
-    texts = [f"text number {n // 2} is here" for n in range(400)] + ["one dies once of memory"]
+    texts = [f"text number {n // 2} is here" for n in range(400)]
+    texts += ["one dies once of memory", "one breaks once and for all"]
     inline = write_home(tmp_path / "inline", "inline", texts)
     (tmp_path / "inline" / "died").touch()
+    (tmp_path / "inline" / "broken").touch()
     embed(inline)
     home = tmp_path / "ray"
     run = write_home(home, engine(cluster, 3), texts, 0.01, is_cut=False)
@@ -93,10 +96,12 @@ def test_the_rows_are_those_of_one_process_though_a_worker_dies_and_a_node_compu
     assert not again
     assert len({process for process, *_ in requests(home)}) > 1
     assert run.progress.done == run.progress.total
-    assert sum(report.statistics["embedded"] for report in reports) <= 201
+    assert sum(report.statistics["embedded"] for report in reports) <= 202
     notes = "\n".join(run.progress.notes)
     assert "takes no part: its vectors of known texts have a cosine of 0.9" in notes
+    assert notes.count("takes no part: ") == 1  # others that start later start elsewhere
     assert "goes to another worker: " in notes
+    assert "goes to another worker: CUDA error: an illegal memory access" in notes
     assert not run.folder.cluster.exists()
     assert max(len(repr(report)) for report in reports) < 1_500  # bytes that pass the driver
 
@@ -128,6 +133,7 @@ def test_a_shard_that_ends_two_workers_is_put_aside_and_the_others_are_done(
     ((partition, reason),) = caught.value.shards.items()
     assert reason
     assert read_json(run.folder.quarantine) == {"partitions": {partition: reason}}
+    assert quarantined(run) == {partition: reason}
     others = [name for name in run.spec.partition_names if name != partition]
     assert len(run.folder.embeddings.manifests(run.spec.partition_names)) == len(others) == 3
     (tmp_path / "healed").touch()

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import ConfigError, DeviceError, ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Backend, OutOfMemory, TokenBatch
@@ -268,7 +268,9 @@ def test_memory_that_torch_cannot_have_is_told_from_other_failures(
         (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
         (RuntimeError("MPS backend out of memory"), OutOfMemory),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
-        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), ProviderError),
+        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), DeviceError),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), DeviceError),
+        (RuntimeError("shapes do not match"), ProviderError),
     ):
 
         def fail(features: object, error: Exception = error) -> None:
