@@ -1,11 +1,13 @@
 """How a chain grows with its corpus: each step in a process of its own, at two sizes or more.
 
-    python -m benchmarks.scale [--chunks 100000 1000000] [--dimensions 384] [--work FOLDER] [--json FILE]
+    python -m benchmarks.scale [--chunks 100000 1000000] [--dimensions 384] [--index sq]
+        [--work FOLDER] [--json FILE]
 
 Documents are a dozen words each, a chunk a document, in Parquet files of 100,000, embedded by
-`hashing`, so that what is measured is this project and not a model. For each size: the first run, a
-look that finds no work, and a run after one document in a hundred was changed, spread over all files.
-Seconds are of the processor, threads included; memory is the peak of the step's process, of which
+`hashing`, so that what is measured is this project and not a model; a partition has PARTITION_ROWS,
+as docs/scale.md advises. For each size: the first run, a look that finds no work, and runs after one
+document in a hundred was changed, in one file, and spread over all files. Seconds are of the
+processor, threads included, and of the clock; memory is the peak of the step's process, of which
 imports take 150 MB; bytes are what the step has left on the disk, of `embeddings` with the cache.
 Below the table stands what grows faster than the corpus.
 """
@@ -33,6 +35,7 @@ from embedding_pipelines.steps.chain import CHAIN, step_named
 from embedding_pipelines.storage.warehouse import Warehouse
 
 FILE_ROWS = 100_000
+PARTITION_ROWS, PARTITIONS = 62_500, (16, 256)
 WORDS, VOCABULARY = 12, 20_000
 STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release")
 FOLDERS = {
@@ -42,24 +45,32 @@ FOLDERS = {
     "codec": ("pipelines/p/codec",),
     "vector_store": ("tables",),
 }
+PHASES = {"first": 0, "no work": None, "1% in one file": 1, "1% in all files": 2}  # changes so far
 FASTER = 1.5  # times as much per chunk as at the smaller size
 PIPELINE = """\
 source: {{kind: parquet, path: 'data/*.parquet', id: id, text: [text]}}
 model: {{provider: hashing, dimensions: {dimensions}}}
 compression: [int8]
+store: {{kind: lancedb, index: {index}}}
+partitions: {partitions}
 evaluation: {{known_items: 32, may_shrink: 1}}
 """
 
 
-def write_corpus(home: Path, chunks: int, changed: bool) -> None:
-    """The files of the source; `changed`: every hundredth document has another word."""
+def write_corpus(home: Path, chunks: int, changes: int) -> None:
+    """The files of the source, after so many of the two changes, each of a hundredth of it."""
     (home / "data").mkdir(parents=True, exist_ok=True)
+    step = max(1, 100 * FILE_ROWS // max(chunks, FILE_ROWS))
     for start in range(0, chunks, FILE_ROWS):
+        if changes == 1 and start:
+            break
         count = min(FILE_ROWS, chunks - start)
         words = np.random.default_rng(start).integers(0, VOCABULARY, (count, WORDS))
         texts = [" ".join(map("w{:x}".format, row)) for row in words.tolist()]
-        if changed:
-            texts[::100] = [f"{text} more" for text in texts[::100]]
+        if changes and not start:
+            texts[::step] = [f"{text} more" for text in texts[::step]]
+        if changes == 2:
+            texts[::100] = [f"{text} others" for text in texts[::100]]
         ids = [f"d{start + row}" for row in range(count)]
         table = pa.table({"id": ids, "text": texts})
         pq.write_table(table, home / "data" / f"{start // FILE_ROWS:06d}.parquet")
@@ -86,23 +97,20 @@ def size_of(root: Path, name: str) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def rows(home: Path, chunks: int, dimensions: int) -> Iterator[dict[str, Any]]:
+def rows(home: Path, chunks: int, dimensions: int, index: str) -> Iterator[dict[str, Any]]:
     """What each step took, one run after the other."""
+    least, most = PARTITIONS
+    partitions = min(max(chunks // PARTITION_ROWS, least), most)
     (home / "pipelines").mkdir(parents=True, exist_ok=True)
-    (home / "pipelines" / "p.yaml").write_text(PIPELINE.format(dimensions=dimensions))
-    for phase in ("first", "no work", "1% changed"):
-        if phase != "no work":
-            write_corpus(home, chunks, phase != "first")
-        for name in ("look",) if phase == "no work" else STEPS:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.scale",
-                "--home",
-                str(home),
-                "--step",
-                name,
-            ]
+    (home / "pipelines" / "p.yaml").write_text(
+        PIPELINE.format(dimensions=dimensions, index=index, partitions=partitions)
+    )
+    for phase, changes in PHASES.items():
+        if changes is not None:
+            write_corpus(home, chunks, changes)
+        for name in ("look",) if changes is None else STEPS:
+            options = ["--home", str(home), "--step", name]
+            command = [sys.executable, "-m", "benchmarks.scale", *options]
             measured = measure(command, os.environ, home / "log")
             if measured.code:
                 raise SystemExit(f"{name} failed: {measured.stderr[-2_000:]}")
@@ -111,18 +119,22 @@ def rows(home: Path, chunks: int, dimensions: int) -> Iterator[dict[str, Any]]:
                 "phase": phase,
                 "step": name,
                 "cpu_seconds": round(measured.cpu_seconds, 1),
+                "seconds": round(measured.seconds, 1),
                 "peak_mb": round(measured.peak_bytes / 1e6),
                 "bytes": size_of(home / "data" / "warehouse", name),
             }
 
 
 def table_of(results: Sequence[dict[str, Any]], sizes: Sequence[int]) -> Table:
-    table = Table("run", "step", title="by number of chunks: processor s, peak MB, MB on the disk")
+    table = Table(
+        "run", "step", title="by number of chunks: processor s, s, peak MB, MB on the disk"
+    )
     for size in sizes:
         table.add_column(f"{size:,}", justify="right")
     for phase, step in dict.fromkeys((row["phase"], row["step"]) for row in results):
         cells = [
-            f"{row['cpu_seconds']:,} s {row['peak_mb']:,} MB {row['bytes'] / 1e6:,.0f} MB"
+            f"{row['cpu_seconds']:,} s, {row['seconds']:,} s, {row['peak_mb']:,} MB, "
+            f"{row['bytes'] / 1e6:,.0f} MB"
             for row in results
             if (row["phase"], row["step"]) == (phase, step)
         ]
@@ -148,6 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chunks", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--dimensions", type=int, default=384)
+    parser.add_argument("--index", default="sq", help="as `store.index`")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
@@ -159,7 +172,7 @@ def main() -> int:
     results: list[dict[str, Any]] = []
     for chunks in sorted(options.chunks):
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            for row in rows(Path(folder), chunks, options.dimensions):
+            for row in rows(Path(folder), chunks, options.dimensions, options.index):
                 results.append(row)
                 print(row, file=sys.stderr, flush=True)
     Console().print(table_of(results, sorted(options.chunks)))
