@@ -28,7 +28,7 @@ from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.steps.embeddings import check_dimensions
 from embedding_pipelines.steps.old_line import old_line_of
 from embedding_pipelines.steps.output import is_delivered
-from embedding_pipelines.steps.vector_store import compare, open_table
+from embedding_pipelines.steps.vector_store import compare, open_table, stored_rows
 
 REQUEST_SECONDS = 0.5  # of a service that nobody has asked yet
 WORDS_PER_SECOND = 500_000  # of `hashing` and `word2vec` on one core
@@ -137,14 +137,16 @@ def _count_rows(run: Run, result: Plan, stale: list[str], is_trained: bool) -> N
     table = None
     if is_trained and codec_path(run) is not None:  # else the table would be a new one
         table, _ = open_table(run, load_codec(run))
-    for partition in run.spec.partition_names:
-        # What the provider rejected is not sent again.
-        difference = compare(run, table, partition, is_embedded=partition not in stale)
-        changed = difference.added - difference.new
-        result.rows_new += difference.new
-        result.rows_changed += changed
-        result.rows_unchanged += difference.unchanged
-        result.rows_deleted += len(difference.remove) - changed
+    with stored_rows(table, run.spec.partition_names) as stored:
+        for partition in run.spec.partition_names:
+            # What the provider rejected is not sent again.
+            is_embedded = partition not in stale
+            difference = compare(run, stored(partition), partition, is_embedded)
+            changed = difference.added - difference.new
+            result.rows_new += difference.new
+            result.rows_changed += changed
+            result.rows_unchanged += difference.unchanged
+            result.rows_deleted += len(difference.remove) - changed
 
 
 def _foresee(run: Run, result: Plan, is_trained: bool) -> None:

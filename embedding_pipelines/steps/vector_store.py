@@ -5,11 +5,13 @@ table beside the old one. What was last written is remembered with the table's v
 disagree (a run died in between), every partition is compared again.
 """
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,9 +42,16 @@ from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import Store, Table
 from embedding_pipelines.vectors import checksums, from_numbers, to_matrix
 
+# Whose rows are looked for one after the other: that takes 0.2 us for each row of the table, where
+# reading what is compared takes 1.3.
+FEW_PARTITIONS = 7
+SORTED_BATCHES = (
+    128  # of a table's rows, 4,096 each, that are in memory while they are sorted: 30 MB
+)
 SAMPLE_BYTES = 8 << 20  # of the table that a run without work compares: 3 ms
 CHECKSUM = "vector_checksum"
 CONTENT = ("chunk_digest", CHECKSUM)  # what tells whether a row has changed
+PARTITION = "partition"
 COMPARED = pa.schema([(name, TABLE_COLUMNS[name]) for name in (TABLE_KEY, *CONTENT)])
 
 
@@ -129,11 +138,9 @@ def update_vector_store(run: Run) -> StepReport:
         table, name = unused_table(run.spec.store, run.warehouse.tables, name)
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}
-    differences = {
-        partition: compare(run, table, partition)
-        for partition, content in shards.items()
-        if done.get(partition) != content
-    }
+    stale = [name for name, content in shards.items() if done.get(name) != content]
+    with stored_rows(table, stale) as stored:
+        differences = {name: compare(run, stored(name), name) for name in stale}
     removed = sum(len(difference.remove) for difference in differences.values())
     added = sum(difference.added for difference in differences.values())
     run.progress.update("vector_store", 0, added, "rows")
@@ -311,14 +318,14 @@ def _intact(run: Run, name: str, version: int | None) -> TableState | None:
     return state if state and (state.table, state.version, state.store) == expected else None
 
 
-def compare(run: Run, table: Table | None, partition: str, is_embedded: bool = True) -> Difference:
-    """One partition of the table beside its chunks and their vectors; chunks whose texts the
-    provider rejected belong into no table.
+def compare(run: Run, stored: pa.Table, partition: str, is_embedded: bool = True) -> Difference:
+    """One partition of the table, as `stored_rows` gives it, beside its chunks and their vectors;
+    chunks whose texts the provider rejected belong into no table.
 
     `is_embedded`: the chunks have their vectors. Else only chunks are compared, and all will have
     one.
     """
-    stored = _stored(table, partition, is_embedded)
+    stored = stored if is_embedded else _without_checksums(stored)
     manifest = run.folder.embeddings.manifest(partition) if is_embedded else None
     if not len(stored) and not (manifest and manifest.rejected):  # all of them are new
         chunks = run.folder.chunks.manifest(partition)
@@ -326,8 +333,7 @@ def compare(run: Run, table: Table | None, partition: str, is_embedded: bool = T
         return Difference(pa.array([], pa.string()), pa.repeat(True, rows), rows, 0)
     target = _contents(run, partition, is_embedded)
     at = pc.index_in(target[TABLE_KEY], value_set=stored[TABLE_KEY])  # null: not there
-    first = pc.index_in(stored[TABLE_KEY], value_set=stored[TABLE_KEY])
-    first = from_numbers(first)
+    first = from_numbers(pc.index_in(stored[TABLE_KEY], value_set=stored[TABLE_KEY]))
     is_single = pa.array(np.bincount(first, minlength=len(stored))[first] == 1)
     there = stored.append_column("is_single", is_single).take(at)  # twice: it is rewritten
     is_same = there["is_single"]
@@ -344,14 +350,46 @@ def compare(run: Run, table: Table | None, partition: str, is_embedded: bool = T
     return Difference(remove, add.combine_chunks(), _count(new), unchanged)
 
 
-def _stored(table: Table | None, partition: str, is_embedded: bool) -> pa.Table:
-    """As `_contents`, of what the table has."""
-    names, parts = COMPARED.names, [COMPARED.empty_table()]
-    if table is not None and table.version is not None:
-        for batch in table.scan(names, partition):
-            parts.append(pa.table([batch[name] for name in names], schema=COMPARED))
-    rows = pa.concat_tables(parts).combine_chunks()
-    return rows if is_embedded else _without_checksums(rows)
+@contextlib.contextmanager
+def stored_rows(
+    table: Table | None, partitions: Collection[str]
+) -> Iterator[Callable[[str], pa.Table]]:
+    """What the table has of each partition, for `compare`. Of many partitions in one pass, sorted in
+    a file: to look for the rows of one is a pass over those of all."""
+    if table is None or table.version is None:
+        yield lambda partition: COMPARED.empty_table()
+        return
+    if len(partitions) <= FEW_PARTITIONS:
+        yield lambda partition: _of_batches(table.scan(COMPARED.names, partition))
+        return
+    with tempfile.TemporaryFile() as file:
+        places = _sort_rows(table, file)
+        with pa.ipc.open_file(file) as rows:
+            yield lambda name: _of_batches(rows.get_batch(place) for place in places.get(name, ()))
+
+
+def _sort_rows(table: Table, file: IO[bytes]) -> dict[str, list[int]]:
+    """Write the rows by partition, SORTED_ROWS at a time; the numbers of each partition's batches."""
+    places, count = dict[str, list[int]](), itertools.count()
+    with pa.ipc.new_file(file, COMPARED) as writer:
+        batches = table.scan([*COMPARED.names, PARTITION])
+        while block := list(itertools.islice(batches, SORTED_BATCHES)):
+            rows = pa.Table.from_batches(block).sort_by(PARTITION)
+            first = 0
+            for entry in pc.value_counts(rows[PARTITION]).to_pylist():
+                part = rows.slice(first, entry["counts"])
+                writer.write_batch(_of_batches(part.to_batches()).to_batches()[0])
+                places.setdefault(entry["values"], []).append(next(count))
+                first += len(part)
+    return places
+
+
+def _of_batches(batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """Rows with the columns that are compared, in one piece."""
+    parts = [COMPARED.empty_table()]
+    for batch in batches:
+        parts.append(pa.table([batch[name] for name in COMPARED.names], schema=COMPARED))
+    return pa.concat_tables(parts).combine_chunks()
 
 
 def _contents(run: Run, partition: str, is_embedded: bool) -> pa.Table:
@@ -415,7 +453,7 @@ def _rows(
                 continue
             codes = encoded(store, codec, vectors)
             values = {
-                "partition": pa.repeat(partition, rows.num_rows),
+                PARTITION: pa.repeat(partition, rows.num_rows),
                 CHECKSUM: pa.array(checksums(embeddings[VECTOR].filter(mask)), pa.int64()),
                 **codes,
             }
