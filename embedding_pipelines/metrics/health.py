@@ -72,7 +72,7 @@ class DistinctCount:
         run = np.sort(np.concatenate(self._held))
         self._runs.append(_places(run) + (self.all - len(run)))
         self._file.seek(0, os.SEEK_END)
-        self._file.write(run)
+        self._file.write(run.tobytes())
         self._held = []
 
     def _stored(self, number: int) -> Iterator[Hashes]:
