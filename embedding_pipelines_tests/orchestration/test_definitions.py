@@ -1,6 +1,5 @@
 """What Dagster is told of the pipelines of a home folder."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import dagster as dg
 import pytest
 import yaml
 
-import embedding_pipelines
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.orchestration.build import home_definitions
 from embedding_pipelines.schemas import (
@@ -44,7 +42,6 @@ HEAVY = {
     "ftfy",
 }
 ROOT = Path(__file__).parents[2]
-PACKAGE = Path(embedding_pipelines.__file__).parent
 
 
 def specs_of(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
@@ -171,26 +168,6 @@ def test_each_pipeline_is_a_pool_of_one_run(home: Path, instance: dg.DagsterInst
     assert {node.definition.pools.pop() for node in job.nodes} == {"notes"}
     settings = yaml.safe_load((instance_folder(home) / "dagster.yaml").read_text())
     assert settings["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}
-
-
-def test_only_public_names_of_dagster_are_imported() -> None:
-    private = [
-        f"{path.name}:{node.lineno}"
-        for path in PACKAGE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        for name in imported(node)
-        if name.startswith(("dagster._", "dagster_"))
-    ]
-    assert private == []
-
-
-def imported(node: ast.AST) -> list[str]:
-    """Full names of the modules or objects that a statement imports."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        return [f"{node.module}.{alias.name}" for alias in node.names]
-    return []
 
 
 def test_each_pipeline_has_a_job_a_sensor_and_the_schedule_it_asks_for(home: Path) -> None:
