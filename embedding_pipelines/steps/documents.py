@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.engines.base import Advance, Shared, Worker
 from embedding_pipelines.engines.inline import Inline
-from embedding_pipelines.errors import SourceError, SourceGoneError
+from embedding_pipelines.errors import EngineError, SourceError, SourceGoneError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
@@ -199,10 +199,10 @@ def write_documents(run: Run, part_bytes: int | None = None) -> StepReport:
     for _ in range(LISTINGS - 1):
         with contextlib.suppress(SourceGoneError):
             return _write_listed(run, part_bytes)
-    return _write_listed(run, None)  # a file that is always written to cannot be divided
+    return _write_listed(run, part_bytes, divides=False)  # one of them is always written to
 
 
-def _write_listed(run: Run, part_bytes: int | None) -> StepReport:
+def _write_listed(run: Run, part_bytes: int | None, divides: bool = True) -> StepReport:
     """As `write_documents`, of one listing. Raises SourceGoneError."""
     read_qrels(run)
     read_pairs(run)
@@ -238,15 +238,15 @@ def _write_listed(run: Run, part_bytes: int | None) -> StepReport:
         own = [file for file in needed if not is_pushed(run, file.name)]
         segments = [file for file in needed if is_pushed(run, file.name)]
         reading = Reading(run, spill, pushed, forgotten, len(needed), part_bytes)
-        reading.read(run.spec.source, own)
+        reading.read(run.spec.source, own, divides)
         if segments:
-            reading.read(Push.of(run.spec.source), segments)
+            reading.read(Push.of(run.spec.source), segments, divides)
         files |= reading.files
         _check_columns(run, files)
         kept = {name: _Kept(run, name, unchanged, pushed) for name in names}
         for rows in kept.values():
             rows.count_overruled(files)
-        doubles = {name: _doubles(run, name, spill, kept[name]) for name in names}
+        doubles = _doubles(run, spill, kept, sum(entry.rows for entry in reading.files.values()))
         _leave_out(run, doubles, spill, files, kept)
         _check_rejections(run, files, spill)
         _write_record(run, unchanged, whole=False)
@@ -534,16 +534,28 @@ def _write_partition(
     return True
 
 
-def _doubles(run: Run, partition: str, spill: Spill, kept: _Kept) -> list[Double]:
-    """The records of a partition that are left out, for another one with their id counts; equal ids
-    are always in the same partition. Raises SourceError if the source may hold none.
+def _doubles(
+    run: Run, spill: Spill, kept: Mapping[str, _Kept], expected: int
+) -> dict[str, list[Double]]:
+    """The records that are left out, by partition, for another one with their id counts; equal ids
+    are always in the same partition. Raises SourceError if the source may hold none, EngineError if
+    the spill has not as many rows as `expected`: on a disk that machines share some may be lost."""
+    doubles, rows = dict[str, list[Double]](), 0
+    for name in kept:
+        table = spill.places(name)
+        rows += 0 if table is None else table.num_rows
+        doubles[name] = [] if table is None else _doubles_in(run, table, kept[name])
+    if rows != expected:
+        raise EngineError(
+            f"Of {expected:,} rows that were read {rows:,} are in {spill.folder}, where workers put "
+            "them. See that all machines have the same folder there, then run again."
+        )
+    return doubles
 
-    Which one counts is a matter of file and row alone, so that a run over what has changed and one
-    over everything choose the same.
-    """
-    table = spill.places(partition)
-    if table is None:
-        return []
+
+def _doubles_in(run: Run, table: pa.Table, kept: _Kept) -> list[Double]:
+    """Which one counts is a matter of file and row alone, so that a run over what has changed and
+    one over everything choose the same."""
     before = kept.places()
     if before is not None:
         table = pa.concat_tables([before, table])
@@ -639,7 +651,8 @@ def _check_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) 
     if not run.warehouse.is_copy:  # a plan keeps nothing
         write_table(path, REJECTED, spill.rejections())
         place = f"Those of this run are in {path}. "
-    rows = next(spill.rejections(), REJECTED.empty_table()).slice(0, SHOWN_REJECTIONS).to_pylist()
+    batches = (batch.slice(0, SHOWN_REJECTIONS).to_pylist() for batch in spill.rejections())
+    rows = itertools.islice(itertools.chain.from_iterable(batches), SHOWN_REJECTIONS)
     lines = "".join(f"  {row['file']}:{row['row']}: {row['reason']}\n" for row in rows)
     limit = source.max_rejected
     shown = f"{limit:,}" if isinstance(limit, int) else f"{limit * 100:.4g}%"

@@ -6,7 +6,6 @@ there are PART_BYTES, and its workers do them; what they cannot see is read here
 jobs rows stand as one job leaves them, so that nobody has to know who read them.
 """
 
-import os
 import pickle
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,7 +31,6 @@ from embedding_pipelines.sources.base import (
     Stamp,
     fetched,
 )
-from embedding_pipelines.sources.inputs import explain_errors
 from embedding_pipelines.sources.parts import join_logs
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.elsewhere import Nothing, RunKit, RunWork, map_shards
@@ -41,6 +39,7 @@ from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
 from embedding_pipelines.storage.pushed import PushedLog
 
 PART_BYTES = 128 * 2**20  # that one job reads: some ten seconds
+JOB_FILES = 10_000  # at most, since small ones cost more than their bytes
 
 
 @dataclass
@@ -170,9 +169,9 @@ class Report:
     """What a job has read."""
 
     job: int
-    folder: str  # where the rows are; empty if the worker does not see the inputs
-    files: list[tuple[str, FileStatistics, ReadLog]]  # of each input: name, counts and log
-    is_told: bool  # the notes in the logs are
+    folder: str  # where the rows are; empty if the worker does not see the inputs as they are
+    files: list[tuple[str, FileStatistics, ReadLog | None]]  # name, and of a part also its log
+    is_told: bool  # the notes are
 
 
 class Reading:
@@ -196,15 +195,17 @@ class Reading:
         self._part_bytes, self._done, self._total = part_bytes, 0, inputs
         self._advance(0)
 
-    def read(self, source: Source, inputs: Sequence[Input]) -> None:
-        """Raises as `Source.read`, and SourceGoneError for a file that changes while its parts are
-        read."""
+    def read(self, source: Source, inputs: Sequence[Input], divides: bool) -> None:
+        """`divides`: in parts, where workers read them. Raises as `Source.read`, and
+        SourceGoneError for a file that changes while its parts are read."""
         logs: dict[str, ReadLog] = {}  # of files that are divided
         jobs: list[Sequence[Input]] = [inputs] if inputs else []
         if self._part_bytes is not None and source.is_portable:
-            parts = [part for each in inputs for part in self._divide(source, each, logs)]
-            self._total += len(parts) - len(inputs)
-            jobs = [*_jobs(parts, self._part_bytes)]
+            if divides:
+                parts = [part for each in inputs for part in self._divide(source, each, logs)]
+                self._total += len(parts) - len(inputs)
+                inputs = parts
+            jobs = [*_jobs(inputs, self._part_bytes)]
         work = _Work(
             *(self._run, self._advance, source, jobs),
             *(self._spill.folder, self._pushed, self._forgotten),
@@ -218,8 +219,8 @@ class Reading:
         if unseen:
             self._run.progress.note(
                 f"{len(unseen):,} of {len(jobs):,} jobs are read by this machine, since workers do "
-                f"not see their files, as {unseen[0].partition(': ')[2]}. Mount them at the same "
-                "place everywhere."
+                f"not see their files as it does, as {unseen[0].partition(': ')[2]}. Mount them at "
+                "the same place everywhere."
             )
             here = work.here().work(unseen, self._advance)
             reports |= {report.job: report for report in here}
@@ -247,17 +248,17 @@ class Reading:
         for report in reports:
             self._spill.include(self._spill.folder / report.folder)
             for name, statistics, log in report.files:
-                for note in () if report.is_told else log.notes:
+                for note in () if report.is_told else statistics.notes:
                     self._run.progress.note(note)
                 if name in parts:
                     self.files[name].add(statistics)
                 else:
                     self.files[name] = statistics
-                parts.setdefault(name, []).append(log)
-        for name, (log, *others) in parts.items():
-            if name in logs:
-                join_logs(source, name, logs[name], [log, *others])
-            self.files[name].take(logs.get(name, log))
+                if log is not None:
+                    parts.setdefault(name, []).append(log)
+        for name, own in parts.items():
+            join_logs(source, name, logs[name], own)
+            self.files[name].take(logs[name])
 
 
 class _Work(RunWork):
@@ -352,24 +353,31 @@ class _Reader(Worker):
         for shard in shards:
             job = int(shard.partition(":")[0])
             inputs = self._inputs(job)
-            paths = [each.path for each in inputs if isinstance(each, SourceFile)]
-            if not self._is_here and not all(map(os.path.exists, paths)):
+            files = [each for each in inputs if isinstance(each, SourceFile)]
+            if not self._is_here and not all(map(_is_as_listed, files)):
                 yield Report(job, "", [], False)
                 continue
             folder = Path(mkdtemp(prefix=f"{job}-", dir=self._drafts))
-            files = list(self._read(inputs, folder, advance))
-            yield Report(job, folder.name, files, self._is_here)
+            results = list(self._read(inputs, folder, advance))
+            yield Report(job, folder.name, results, self._is_here)
 
     def _read(
         self, inputs: Sequence[Input], folder: Path, advance: Advance
-    ) -> Iterator[tuple[str, FileStatistics, ReadLog]]:
+    ) -> Iterator[tuple[str, FileStatistics, ReadLog | None]]:
         with (
             Spill(folder) as spill,
             fetched(inputs, folder) as local,
             self._source.reading(local) as reads,
         ):
             for file, read in reads:
-                yield file.name, *self._read_file(file, read, spill)
+                try:
+                    statistics, log = self._read_file(file, read, spill)
+                finally:  # what else went wrong then says nothing
+                    if file.part is not None and not _is_as_listed(file):
+                        raise SourceGoneError(
+                            f"{file.name}: was written to while it was read. Run again."
+                        )
+                yield file.name, statistics, None if file.part is None else log
                 advance(1)
             spill.close()
 
@@ -401,20 +409,19 @@ class _Reader(Worker):
                 batch = batch.filter(kept)
             statistics.rows += batch.num_rows
             spill.add(batch, run.spec.partition_names)
-        if file.part is not None:
-            _check_unchanged(file)
+        statistics.take(log)
         for note in log.notes if self._is_here else ():
             run.progress.note(note)
         return statistics, replace(log, reject=_no_rejection)
 
 
 def _jobs(inputs: Sequence[Input], part_bytes: int) -> Iterator[list[Input]]:
-    """Files that together have about so many bytes, and each part of a file."""
+    """Files that together have about so many bytes, JOB_FILES at most, and each part of a file."""
     job: list[Input] = []
     size_bytes = 0
     for each in inputs:
         own_bytes = part_bytes if _is_part(each) else each.size_bytes
-        if job and size_bytes + own_bytes > part_bytes:
+        if job and (size_bytes + own_bytes > part_bytes or len(job) == JOB_FILES):
             yield job
             job, size_bytes = [], 0
         job.append(each)
@@ -437,14 +444,15 @@ def _path(drafts: Path, job: int) -> Path:
     return drafts / f"{job}.job"
 
 
-def _check_unchanged(file: SourceFile) -> None:
-    """Raises SourceGoneError for a file that is no longer the one that was divided. To the
+def _is_as_listed(file: SourceFile) -> bool:
+    """Whether this machine has at the file's path what the one that listed it had there. To the
     microsecond: not all file systems have what is below."""
-    with explain_errors(file, "cannot be read"):
+    try:
         status = file.path.stat()
-    size_bytes, modified_at, *_ = map(int, file.stamp)
-    if (status.st_size, status.st_mtime_ns // 1000) != (size_bytes, modified_at // 1000):
-        raise SourceGoneError(f"{file.name}: was written to while it was read. Run again.")
+    except OSError:
+        return False
+    size_bytes, modified_at = map(int, file.stamp[:2])
+    return (status.st_size, status.st_mtime_ns // 1000) == (size_bytes, modified_at // 1000)
 
 
 def _no_rejection(rejection: Rejection) -> None:

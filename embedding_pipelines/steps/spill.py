@@ -52,6 +52,8 @@ class Spill:
     def include(self, folder: Path) -> None:
         """Read what another spill has left in its folder, behind what was included before."""
         names = frozenset(path.stem for path in list_files(folder, "*.arrows"))
+        if self._included and self._included[-1][1] == names:  # kept once: thousands have the same
+            names = self._included[-1][1]
         self._included.append((folder, names))
 
     def close(self) -> None:

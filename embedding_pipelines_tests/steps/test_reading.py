@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_pipelines.errors import EngineError, SourceError, SourceGoneError
+from embedding_pipelines.errors import EngineError, SourceError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import SourceFile
 from embedding_pipelines.steps import documents, reading
 from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.steps.documents import write_documents
+from embedding_pipelines.steps.reading import Report
 from embedding_pipelines_tests.buckets import TestBucket
 from embedding_pipelines_tests.chain import run_of, write_csv, write_pipeline
 from embedding_pipelines_tests.clusters import Noted
@@ -49,6 +50,32 @@ class Overheard(Parcelled):
             name = uuid.uuid4().hex
             (self.folder / f"{name}.report").write_bytes(pickle.dumps(result))
             yield result
+
+
+class OtherDisk(Parcelled):
+    """A machine that has another file at the path of one."""
+
+    folder: Path
+
+    def map_shards(self, work: Any, shards: Any) -> Any:
+        path = self.folder / "data" / "0.csv"
+        content, status = path.read_bytes(), path.stat()
+        path.write_text("id,title,cat\nother,of another machine,1\n")
+        results = list(super().map_shards(work, shards))
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        yield from results
+
+
+class Lossy(Parcelled):
+    """A disk that loses a file."""
+
+    folder: Path
+
+    def map_shards(self, work: Any, shards: Any) -> Any:
+        results = list(super().map_shards(work, shards))
+        next(self.folder.rglob(".reading-*/*/*.arrows")).unlink()
+        yield from results
 
 
 class Twice(Parcelled):
@@ -185,9 +212,39 @@ def test_what_a_worker_reports_is_short(tmp_path: Path, small: None) -> None:
     run = home_of(tmp_path)
     run.spec = run.spec.model_copy(update={"engine": Overheard(folder=tmp_path)})
     write_documents(run)
-    sizes = [path.stat().st_size for path in tmp_path.glob("*.report")]
-    assert len(sizes) > 5
-    assert max(sizes) < 1_500
+    reports = [path.read_bytes() for path in tmp_path.glob("*.report")]
+    assert len(reports) > 5
+    assert max(map(len, reports)) < 1_500
+    read = (pickle.loads(report) for report in reports)  # noqa: S301
+    files = [file for each in read if isinstance(each, Report) for file in each.files]
+    assert {name for name, _, log in files if log is None} == {"data/1.csv", "data/3.csv"}
+
+
+def test_a_job_has_so_many_files_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "JOB_FILES", 2)
+    files = [SourceFile(str(at), 1, (1, 0, 0), Path(str(at))) for at in range(5)]
+    assert list(reading._jobs(files, 100)) == [files[:2], files[2:4], files[4:]]
+
+
+def test_rows_that_workers_read_and_that_are_gone_are_missed(tmp_path: Path, small: None) -> None:
+    run = home_of(tmp_path)
+    run.spec = run.spec.model_copy(update={"engine": Lossy(folder=run.folder.folder)})
+    with pytest.raises(EngineError, match=r"Of \d+ rows that were read \d+ are in .*\.reading-"):
+        write_documents(run)
+    assert not list(run.folder.documents.folder.iterdir())
+
+
+def test_too_many_rejections_are_told_of_as_by_one_process(tmp_path: Path, small: None) -> None:
+    errors = []
+    for name, part_bytes in (("here", None), ("there", 400)):
+        run = home_of(tmp_path / name)
+        source = run.spec.source.model_copy(update={"max_rejected": 0})
+        run.spec = run.spec.model_copy(update={"source": source})
+        with pytest.raises(SourceError) as caught:
+            write_documents(run, part_bytes)
+        errors.append(str(caught.value).replace(str(tmp_path / name), ""))
+    assert errors[0] == errors[1]
+    assert errors[0].count("\n  data/0.csv:") == 3
 
 
 def test_a_job_that_two_workers_have_done_counts_once(tmp_path: Path, small: None) -> None:
@@ -198,35 +255,53 @@ def test_a_job_that_two_workers_have_done_counts_once(tmp_path: Path, small: Non
     assert write_documents(run).statistics["documents"] == DOCUMENTS
 
 
-def test_files_that_workers_do_not_see_are_read_here(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, run = home_of(tmp_path / "here"), elsewhere(home_of(tmp_path / "there"))
-    seen = os.path.exists
-    monkeypatch.setattr(
-        reading.os.path, "exists", lambda path: "0.csv" not in str(path) and seen(path)
-    )
+def test_files_that_workers_do_not_see_are_read_here(tmp_path: Path, small: None) -> None:
+    here, run = home_of(tmp_path / "here"), home_of(tmp_path / "there")
+    run.spec = run.spec.model_copy(update={"engine": OtherDisk(folder=tmp_path / "there")})
     statistics, notes, left = told(run, None)
     assert (statistics, left) == (told(here, None)[0], state(here))
-    assert "since workers do not see their files, as data/0.csv:1. Mount them" in notes[0]
+    assert "do not see their files as it does, as data/0.csv:1. Mount them" in notes[0]
 
 
 def test_a_file_that_changes_while_its_parts_are_read_is_divided_anew_and_in_the_end_read_whole(
     tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, checked = elsewhere(home_of(tmp_path)), []
+    run = elsewhere(home_of(tmp_path))
+    looks: list[tuple[str, bool, bool]] = []
 
-    def change(file: SourceFile) -> None:
-        checked.append(file.name)
-        os.utime(file.path, ns=(1, len(checked) * 10**9))
-        unchanged(file)
+    def change(file: SourceFile) -> bool:
+        is_same = as_listed(file)
+        looks.append((file.name, file.part is None, is_same))
+        os.utime(file.path, ns=(1, len(looks) * 10**9))
+        return is_same
 
-    unchanged = reading._check_unchanged
-    monkeypatch.setattr(reading, "_check_unchanged", change)
+    as_listed = reading._is_as_listed
+    monkeypatch.setattr(reading, "_is_as_listed", change)
     assert write_documents(run).statistics["documents"] == DOCUMENTS
-    assert len(checked) == documents.LISTINGS - 1
-    with pytest.raises(SourceGoneError, match=r"0\.csv: was written to while it was read"):
-        change(run.spec.source.files(tmp_path)[0])  # type: ignore[arg-type]
+    before_and_after = [("data/0.csv", False, True), ("data/0.csv", False, False)]
+    assert looks[:4] == before_and_after * (documents.LISTINGS - 1)
+    assert looks[4:] == [(f"data/{at}.csv", True, True) for at in range(4)]  # by a worker
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_no_damaged_one(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = elsewhere(home_of(tmp_path / "there", "parquet"))
+    looks: list[bool] = []
+
+    def replace(file: SourceFile) -> bool:
+        looks.append(as_listed(file))
+        if len(looks) == 3:  # before the second part
+            write(tmp_path / "there", "parquet", [FILES[0][:1]])
+        return looks[-1]
+
+    as_listed = reading._is_as_listed
+    monkeypatch.setattr(reading, "_is_as_listed", replace)
+    result = told(run, None)
+    assert looks[:4] == [True, True, True, False]
+    here = home_of(tmp_path / "here", "parquet")
+    write(tmp_path / "here", "parquet", [FILES[0][:1]])
+    assert result == told(here, None)
 
 
 def test_objects_go_to_workers_as_wholes(home: Path, bucket: TestBucket, small: None) -> None:
