@@ -175,10 +175,11 @@ class Lanes:
         if wait <= min(MAX_WAIT_SECONDS, max(longest, 0.0)):
             return
         self._metrics.count("refused_total", model=self._model, lane=lane)
-        queued, rate = sum(self._queued.values()), self.tokens_per_second
+        own, rate = self.wait_seconds(lane), self.tokens_per_second
         what = f"{self._model} is behind"
-        if rate and queued + self._running > wait / 2 * rate:
-            what = f"{self._model} has {queued:,} tokens before yours at {rate:,.0f} a second"
+        if rate and own > wait / 2:
+            ahead = round(own * rate)
+            what = f"{self._model} has {ahead:,} tokens before yours at {rate:,.0f} a second"
         raise TooManyRequests(
             f"{what}: {wait:.1f} seconds. Send it again after that time.",
             retry_after_seconds=wait,

@@ -163,7 +163,7 @@ async def test_a_wait_that_is_too_long_is_refused_with_its_seconds() -> None:
     await model.running()
     huge = model.send(*range(20), tokens=100, lane="bulk")  # never refused for its size
     await asyncio.sleep(0)
-    with pytest.raises(TooManyRequests, match=r"2,000 tokens before yours") as refusal:
+    with pytest.raises(TooManyRequests, match=r"2,100 tokens before yours") as refusal:
         await model.send(1, lane="bulk")
     assert refusal.value.retry_after_seconds == pytest.approx(21.0, rel=0.01)
     one = model.send(2)  # interactive waits for its own lane
@@ -189,8 +189,10 @@ async def test_each_lane_waits_for_its_share_of_the_other_and_no_more() -> None:
     await asyncio.sleep(0)
     assert model.lanes.wait_seconds("interactive") == pytest.approx(12)  # 3 of bulk go in between
     assert model.lanes.wait_seconds("bulk") == pytest.approx(12)
-    with pytest.raises(TooManyRequests):
+    with pytest.raises(TooManyRequests, match=r"120 tokens before yours at 10 a second: 12\.0"):
         model.lanes.admit("interactive")
+    with pytest.raises(TooManyRequests, match=r"120 tokens before yours at 10 a second: 12\.0"):
+        model.lanes.admit("bulk")
     model.free()
     await asyncio.gather(running, bulk, *many)
 
