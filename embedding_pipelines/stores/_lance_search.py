@@ -13,11 +13,10 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from lancedb._lancedb import Table
 
 DOCUMENT = "document_id"
+Documents = frozenset[str]  # by their ids
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 INTERNAL = ("partition", "chunk_digest", "vector_checksum")  # for updates, not for searchers
 BATCH_ROWS = 16_384  # rows to read at once: 100,000 x 128 codes in 21 ms, in lancedb's 1,024 in 65
 SCAN_ROWS = 512  # rows to compare at once: 512 x 384 float32 stay in a processor's cache
@@ -127,7 +128,7 @@ class Snapshot:
         metric: Distance,
         filter: str | None,
         columns: list[str],
-        only: pa.Array,
+        only: Documents,
     ) -> pa.Table:
         """As `by_scan`, for bits."""
         query = self._nearest(vector, self._rows, metric, [DOCUMENT], None, 1)
@@ -137,7 +138,7 @@ class Snapshot:
         return self._first_of(query, k, columns, only, "_distance")
 
     def by_text_of_many(
-        self, text: str, k: int, filter: str | None, columns: list[str], only: pa.Array
+        self, text: str, k: int, filter: str | None, columns: list[str], only: Documents
     ) -> pa.Table:
         """As `by_text`, of some documents."""
         query = self._with_words(text, self._rows, [DOCUMENT, TABLE_KEY], filter)
@@ -148,11 +149,11 @@ class Snapshot:
         return max(1, call(self.table.count_rows, None))
 
     def _first_of(
-        self, query: Any, k: int, columns: list[str], only: pa.Array, score: str
+        self, query: Any, k: int, columns: list[str], only: Documents, score: str
     ) -> pa.Table:
         query.with_row_id()
         rows = call(rows_of, query)
-        rows = rows.filter(pc.is_in(rows[DOCUMENT], only))
+        rows = _of(rows, only)
         if score == "_score":
             rows = rows.sort_by([(score, "descending"), (TABLE_KEY, "ascending")])
         rows = rows.slice(0, k)
@@ -176,7 +177,7 @@ class Snapshot:
         k: int,
         filter: str | None,
         columns: list[str],
-        only: pa.Array | None = None,
+        only: Documents | None = None,
     ) -> pa.Table:
         """The same for codes of bytes or floats and a vector float[d], by the cosine; always exact.
         `only`: the rows of these documents.
@@ -223,19 +224,25 @@ async def _snapshot_of(table: Table) -> Snapshot:
 
 
 async def _compare(
-    query: Any, vector: NDArray[np.float32], only: pa.Array | None
+    query: Any, vector: NDArray[np.float32], only: Documents | None
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cosine distance float32[n] and row number uint64[n] of all rows but those of zeros."""
     distances, rows = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
     async for batch in await query.execute(BATCH_ROWS, None):
         if only is not None:
-            batch = batch.filter(pc.is_in(batch[DOCUMENT], only))
+            batch = _of(batch, only)
         codes = to_matrix(batch[VECTOR])
         for first, cosines in _cosines(codes, vector):
             matches = np.flatnonzero(np.isfinite(cosines))
             distances.append(1 - cosines[matches])
             rows.append(batch["_rowid"].to_numpy()[first + matches])
     return np.concatenate(distances), np.concatenate(rows)
+
+
+def _of(rows: Rows, only: Documents) -> Rows:
+    """The rows of some documents. Arrow would hash all of them again for each batch."""
+    mask = [name in only for name in rows[DOCUMENT].to_pylist()]
+    return rows.filter(pa.array(mask, pa.bool_()))
 
 
 def _cosines(
