@@ -11,6 +11,7 @@ import threading
 import time
 import types
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,10 +365,10 @@ class Searcher:
         started, visible = time.perf_counter(), self.visible(principals)
         check_k(k)
         names = [documents] if isinstance(documents, str) else list(dict.fromkeys(documents))
-        if not names:
-            raise ConfigError("Give the id of a document, or of several.")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"like is {documents!r}. Give the id of a document, or of several.")
         self._follow()
-        vectors = [unit(self._vectors_of(name, visible)) for name in names]
+        vectors = [unit(each) for each in self._vectors_of(names, visible)]
         mean = unit(np.stack([each.mean(axis=0) for each in vectors])).mean(axis=0)
         most = k + sum(map(len, vectors))  # their own chunks are among the nearest
         (rows,) = self._rows([Query("", mean)], most, filter, visible, "vector")
@@ -375,31 +376,40 @@ class Searcher:
         notes = self._notes("vector", self._doubts)
         return self._result(rows, f"like {', '.join(names)}", "vector", started, notes, visible)
 
-    def _vectors_of(self, document_id: str, visible: Visible | None) -> Vectors:
-        """float32[n, d] of a document's chunks, as the table keeps them; ConfigError if it has none."""
-        batches = self._rows_of(document_id, [VECTOR], visible)
-        vectors = [to_matrix(batch[VECTOR]) for batch in batches if batch.num_rows]
-        if not vectors:
-            raise ConfigError(
-                f"{self.release.title} has no document {document_id!r}. A search shows the ids, in "
-                "front of each hit."
-            )
-        return self.codec.decode(np.concatenate(vectors))
+    def _vectors_of(self, names: Sequence[str], visible: Visible | None) -> list[Vectors]:
+        """float32[n, d] of each document's chunks, as the table keeps them; ConfigError for one that
+        has none."""
+        codes: dict[str, list[Any]] = {name: [] for name in names}
+        for rows in self._rows_of(names, [VECTOR], visible):
+            owners = rows["document_id"].to_pylist()
+            for owner, code in zip(owners, to_matrix(rows[VECTOR]) if owners else (), strict=True):
+                codes[owner].append(code)
+        for name, own in codes.items():
+            if not own:
+                raise ConfigError(
+                    f"{self.release.title} has no document {name!r}. A search shows the ids, in "
+                    "front of each hit."
+                )
+        return [self.codec.decode(np.stack(own)) for own in codes.values()]
 
     def _rows_of(
-        self, document_id: str, columns: Sequence[str], visible: Visible | None
+        self, names: Sequence[str], columns: Sequence[str], visible: Visible | None
     ) -> Iterator[pa.RecordBatch | pa.Table]:
-        """The rows of a document, as it was pushed last, else as it is in the release."""
-        if visible is not None and document_id not in visible:
-            return
+        """The rows of documents, each as it was pushed last, else as it is in the release. A partition
+        is read once, however many of them are in it."""
         spec, table = self.release.spec, self._overlay.over(self._table)
-        if isinstance(table, Overlaid) and table.hides(document_id):
-            yield from table.pushed(document_id, columns)
-            return
-        partition = spec.partition_names[partition_of(document_id, spec.partitions)]
-        columns = [*columns, "document_id"]
-        for batch in self._table.scan(columns, partition, self.release.version):
-            yield batch.filter(pc.equal(batch["document_id"], document_id))
+        columns, released = [*columns, "document_id"], defaultdict[str, list[str]](list)
+        for name in names:
+            if visible is not None and name not in visible:
+                continue
+            if isinstance(table, Overlaid) and table.hides(name):
+                yield from table.pushed(name, columns)
+            else:
+                released[spec.partition_names[partition_of(name, spec.partitions)]].append(name)
+        for partition, own in released.items():
+            ids = pa.array(own, pa.string())
+            for batch in self._table.scan(columns, partition, self.release.version):
+                yield batch.filter(pc.is_in(batch["document_id"], ids))
 
     def image_of(self, document_id: str, principals: Principals = None) -> tuple[str, str] | None:
         """Where the image is that a document of the release is, as its column `uri` says, and the
@@ -408,7 +418,7 @@ class Searcher:
         visible = self.visible(principals)
         if not self.release.spec.source.has_images:
             return None
-        for rows in self._rows_of(document_id, ["uri", "image"], visible):
+        for rows in self._rows_of([document_id], ["uri", "image"], visible):
             for uri, digest in zip(rows["uri"].to_pylist(), rows["image"].to_pylist(), strict=True):
                 return (uri, digest) if uri and digest else None
         return None

@@ -449,6 +449,23 @@ def test_of_many_visible_documents_a_wider_search_finds_enough_or_the_store_is_t
     assert table.calls == [(5, True)]
 
 
+def test_what_is_like_a_document_is_told_to_those_who_may_see_it(home: Path) -> None:
+    with Searcher(home, "p") as searcher:
+
+        def like(names: str | list[str], *principals: str) -> list[str]:
+            result = searcher.search_like(names, 60, principals=principals)
+            return [hit.document_id for hit in result.hits]
+
+        assert like("id-7", "ann") == ["id-3"]
+        assert like("id-3", "sales") == []
+        assert len(searcher.search_like("id-50", 60, principals=OPERATOR).hits) == 59
+        for names in ("id-50", ["id-7", "id-50"]):  # as if there were none
+            with pytest.raises(ConfigError, match="has no document 'id-50'"):
+                like(names, "ann", "sales")
+        with pytest.raises(PermissionsError):
+            searcher.search_like("id-7")
+
+
 def test_a_wrong_section_is_told() -> None:
     for text, words in {
         "{kind: csv, path: a.csv}": "permissions: needs `id`",

@@ -9,6 +9,7 @@ from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.search import Searcher, search
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.explore.topics import COMPRESSED, PIPELINE, TOPICS, write_topics
 
@@ -81,6 +82,7 @@ def test_what_was_pushed_counts_at_once(home: Path) -> None:
     [
         ({"like": "drinks-400"}, "Release 1 of 'p' has no document 'drinks-400'. A search shows"),
         ({"like": []}, "Give the id of a document, or of several"),
+        ({"like": [7]}, r"like is \[7\]. Give the id"),
         ({"like": "drinks-1", "k": 0}, "k is 0"),
         ({"like": "drinks-1", "query": "tea"}, "Give one of: a query, image=, or like="),
         ({"like": "drinks-1", "mode": "text"}, "compared by vectors alone"),
@@ -91,6 +93,21 @@ def test_what_cannot_be_is_a_readable_error(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         search(topics, "p", **options)
+
+
+def test_a_partition_is_read_once_however_many_of_its_documents_are_meant(
+    topics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, partitions = LanceTable.scan, list[str]()
+
+    def noted(table: LanceTable, columns: Any, partition: str, version: int) -> Any:
+        partitions.append(partition)
+        return scan(table, columns, partition, version)
+
+    monkeypatch.setattr(LanceTable, "scan", noted)
+    liked = [f"drinks-{n}" for n in range(20)]
+    assert len(search(topics, "p", like=liked, k=5).hits) == 5
+    assert len(set(partitions)) == len(partitions) > 1
 
 
 def test_a_wrong_filter_and_no_release_are_readable_errors(topics: Path) -> None:
