@@ -53,7 +53,7 @@ def doctor(
     The model is sent two short texts, and every stored byte is read. With --repair damage is mended
     first, from copies, the bucket, shards and tables; then it says what the next run does. With
     --table it looks at a table that anybody made, and writes nothing; with --model it also says which
-    model finds more in it.
+    model finds more in it, and files their vectors in the cache.
     """
     from embedding_pipelines.doctor.examine import examine, examine_cache
     from embedding_pipelines.spec.load import read_draft

@@ -29,8 +29,8 @@ from embedding_pipelines.files import delete, list_files, read_json, write_json
 from embedding_pipelines.forget.proof import look_for
 from embedding_pipelines.forget.traces import (
     Traces,
+    all_lines,
     cache_keys,
-    lines_of,
     partitions,
     rows_of,
     tables_of,
@@ -116,7 +116,7 @@ def source_name(run: Run, given: str) -> str:
 
 def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
     """What there is to forget. Raises ConfigError for what nobody has ever heard of."""
-    run = lines_of(run)[0]
+    run = all_lines(run)[0]
     forgotten, read = forgotten_by(run), read_files(run)
     name, releases = run.spec.name, read_releases(run.folder)
     live = releases.get(releases.live)
@@ -173,7 +173,7 @@ def forget(
     BusyError while the pipeline runs, ConfigError for what nobody has heard of, StoreError for
     damaged rows, which a run mends first. Whatever is raised, the same call goes on from there.
     """
-    run, *others = lines_of(run)
+    run, *others = all_lines(run)
     folder = run.folder
     with (
         folder.lock("run", timeout_seconds=0),
@@ -245,7 +245,7 @@ def allow_again(run: Run, ids: Collection[str], files: Collection[str]) -> int:
         count -= sum(len(entry.files) + len(entry.documents) for entry in after.entries)
         if count:
             write_forgotten(path, after)
-            for line in lines_of(run):
+            for line in all_lines(run):
                 forget_files(line, None)
     return count
 

@@ -78,7 +78,7 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
         _trace_documents(run, traces, names, files)
     traces.equal = len(traces.ids) - before
     own = sorted(partitions(run, traces.ids))
-    for line in lines_of(run):  # whose models may cut otherwise
+    for line in all_lines(run):  # whose models may cut otherwise
         for name in own:
             _trace_chunks(line, traces, name)
     _trace_tables(run, traces, own)
@@ -88,7 +88,7 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
     return traces
 
 
-def lines_of(run: Run) -> list[Run]:
+def all_lines(run: Run) -> list[Run]:
     """The run on the line that searches read and, of a pipeline that migrates, on the other one."""
     if run.spec.migration is None:
         return [run]
@@ -119,7 +119,7 @@ def cache_keys(run: Run, texts: Collection[str]) -> tuple[list[bytes], list[str]
     spaces = run.cache.spaces() if run.warehouse.cache.exists() else set()
     spaces |= {release.space.with_codec(None).id for release in read_releases(folder).releases}
     spaces |= {str(line["space"]) for line in read_history(folder)[0] if "space" in line}
-    for line in lines_of(run):
+    for line in all_lines(run):
         for name in run.spec.partition_names:
             schema = line.folder.embeddings.schema(name)
             if schema is not None:
@@ -338,7 +338,7 @@ def _find_shared(run: Run, traces: Traces) -> None:
 def _rows_that_stay(run: Run) -> Iterator[pa.RecordBatch]:
     """Owners and contents of all rows on record, and of the live release, whose documents may be gone
     from the source since."""
-    folders = [line.folder for line in lines_of(run)]
+    folders = [line.folder for line in all_lines(run)]
     for shards in (run.folder.documents, *(folder.chunks for folder in folders)):
         for name in run.spec.partition_names:
             yield from shards.read(name, ["document_id", *_contents(shards.schema(name))])

@@ -20,7 +20,7 @@ from embedding_pipelines.steps.embeddings import RETRY, EmbeddingsStep
 from embedding_pipelines.steps.release import FORCE, ReleaseStep
 from embedding_pipelines.storage.warehouse import NEW_LINE
 
-# With which step of the line a run with an option begins.
+# With which step of the line a run with an option begins, in the order of the steps.
 FIRST: Mapping[str, str] = {RETRY: EmbeddingsStep.name, FORCE: ReleaseStep.name}
 
 
@@ -70,7 +70,7 @@ class OldLineStep(Step):
                     f"Pipeline {run.spec.name!r}: migration.old_model gives the vectors that `model` "
                     "gives, so there is nothing to migrate. Leave `migration` out."
                 )
-            first = next((FIRST[name] for name in options), None)
+            first = next((step for name, step in FIRST.items() if name in options), None)
             steps = itertools.dropwhile(lambda step: first not in (None, step.name), _chain(old))
             for step in steps:
                 values = {each.name: options.get(each.name) for each in step.options}
