@@ -381,16 +381,17 @@ class Searcher:
         has none."""
         codes: dict[str, list[Any]] = {name: [] for name in names}
         for rows in self._rows_of(names, [VECTOR], visible):
-            owners = rows["document_id"].to_pylist()
-            for owner, code in zip(owners, to_matrix(rows[VECTOR]) if owners else (), strict=True):
-                codes[owner].append(code)
-        for name, own in codes.items():
-            if not own:
+            if rows.num_rows:
+                owners, own = rows["document_id"].to_pylist(), to_matrix(rows[VECTOR])
+                for owner, code in zip(owners, own, strict=True):
+                    codes[owner].append(code)
+        for name, each in codes.items():
+            if not each:
                 raise ConfigError(
                     f"{self.release.title} has no document {name!r}. A search shows the ids, in "
                     "front of each hit."
                 )
-        return [self.codec.decode(np.stack(own)) for own in codes.values()]
+        return [self.codec.decode(np.stack(each)) for each in codes.values()]
 
     def _rows_of(
         self, names: Sequence[str], columns: Sequence[str], visible: Visible | None
