@@ -1,6 +1,7 @@
 """A cross-encoder on this machine: a model that reads a query and a text together and says how well
 they fit. Slower than vectors, and better at the order of a few texts."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ BATCH_PAIRS = 64
 
 
 class CrossEncoder:
-    """Loaded at first use, and used by one thread at a time.
+    """Loaded at first use. One thread at a time scores, others may count meanwhile.
 
     `name` is a folder below the home folder, or a model of the Hugging Face hub.
     """
@@ -44,7 +45,7 @@ class CrossEncoder:
     def count(self, pairs: Sequence[Pair]) -> list[int]:
         """The tokens of each pair, however long."""
         queries, texts = [query for query, _ in pairs], [text for _, text in pairs]
-        encoded = self._model.tokenizer(queries, texts, truncation=False, verbose=False)
+        encoded = self._counter(queries, texts, truncation=False, verbose=False)
         return [len(ids) for ids in encoded["input_ids"]]
 
     def scores(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
@@ -60,7 +61,14 @@ class CrossEncoder:
 
     def close(self) -> None:
         """Free its memory; the next use loads it again."""
-        forget(self, "_model")
+        forget(self, "_model", "_counter")
+
+    @once
+    def _counter(self) -> Any:
+        """A tokenizer of its own, since scoring sets the state of its tokenizer: whether it cuts."""
+        counter = copy.deepcopy(self._model.tokenizer)
+        counter("", truncation=False)  # which sets it, before there are two threads
+        return counter
 
     @once
     def _model(self) -> "sentence_transformers.CrossEncoder":

@@ -155,7 +155,13 @@ def write_bundle(
                 f"the bundle holds what the release does. Run {pipeline} first to have it newer."
             )
         model = stack.enter_context(release.spec.model.open(warehouse.home))
-        require_portable(release.spec.model, warehouse.home)
+        reranker = release.spec.search.rerank
+        require_portable(release.spec.model, warehouse.home, reranker)
+        if reranker and not (warehouse.home / reranker).is_dir():
+            progress.note(
+                f"The cross-encoder {reranker!r} is no folder of this home, so it does not go along: "
+                "the machine that serves the bundle fetches it from the Hugging Face hub."
+            )
         draft = stack.enter_context(temporary_folder(to.absolute().parent, f".{to.name}-"))
         source = _Source(warehouse, folder, release, model)
         own = Warehouse(draft / HOME)
@@ -166,7 +172,7 @@ def write_bundle(
         if options.takes_images:
             write_golden_images(draft / GOLDEN_IMAGES, model)
         write_sbom(draft / SBOM, options, pipeline)
-        pin = pin_of(options, model, warehouse.home)
+        pin = pin_of(options, model, warehouse.home, reranker)
         description = Description(
             format=1,
             pipeline=pipeline,
@@ -219,7 +225,8 @@ class _Source:
         for path in pipeline_files(self.warehouse.home):
             if path.stem == name and not self.migrates:
                 _copy(path, own.home / "pipelines" / path.name)
-        for path in model_files(release.spec.model, self.warehouse.home):
+        reranker = release.spec.search.rerank
+        for path in model_files(release.spec.model, self.warehouse.home, reranker):
             _copy(path, own.home / path.relative_to(self.warehouse.home))
         _copy(self.folder.codecs / release.codec, target.codecs / release.codec)
         table = release.spec.store.table(own.tables, release.table.partition(".")[0])
@@ -411,17 +418,17 @@ def released(
         "rows": (release.rows, description.rows),
         "model": (release.space.with_codec(None).id, description.model.space_id),
     }
-    reranker = PurePosixPath(release.spec.search.rerank or "")
-    if reranker.is_absolute() or ".." in reranker.parts:
+    reranker = release.spec.search.rerank
+    place = PurePosixPath(reranker or "")
+    if place.is_absolute() or ".." in place.parts:
         raise BundleError(f"The bundle's search.rerank lies outside of the home folder. {REFUSED}")
     for what, (one, other) in fits.items():
         if one != other:
             raise BundleError(f"The bundle's {what} is {one!r} and {other!r}. {REFUSED}")
     options = release.spec.model
     require_portable(options, folder / HOME)
-    there = {
-        path.relative_to(folder / HOME).as_posix() for path in model_files(options, folder / HOME)
-    }
+    files = model_files(options, folder / HOME, reranker)
+    there = {path.relative_to(folder / HOME).as_posix() for path in files}
     if there != set(description.model.files):
         raise BundleError(f"The bundle's model is not made of the files that it names. {REFUSED}")
     return release

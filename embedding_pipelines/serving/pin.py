@@ -31,16 +31,16 @@ class Pin(BaseModel):
     files: dict[str, str]  # SHA-256 of those that go along, by path below the home
 
 
-def require_portable(options: ProviderOptions, home: Path) -> None:
+def require_portable(options: ProviderOptions, home: Path, reranker: str | None = None) -> None:
     """Raise BundleError for a model that another machine could open only by running code of the
-    bundle's, or that reads files outside of it."""
+    bundle's, or that reads files outside of it, as may a cross-encoder."""
     kind = options.kind
     if kind == "custom" or getattr(options, "trusted", False):
         raise BundleError(
             f"The model {kind} runs code of its own or opens a pickle, and a bundle carries neither. "
             "Serve it behind HTTP, and name the service as the pipeline's model."
         )
-    for name in _named(options):
+    for name in filter(None, (*_named(options), reranker)):
         path = Path(name)
         if path.is_absolute() or ".." in path.parts:
             raise BundleError(
@@ -49,9 +49,11 @@ def require_portable(options: ProviderOptions, home: Path) -> None:
             )
 
 
-def model_files(options: ProviderOptions, home: Path) -> Iterator[Path]:
-    """The files below the home folder that the model reads. Raises BundleError for weights that are
-    a pickle."""
+def model_files(
+    options: ProviderOptions, home: Path, reranker: str | None = None
+) -> Iterator[Path]:
+    """The files below the home folder that the model reads, and those of a cross-encoder. Raises
+    BundleError for weights that are a pickle."""
     for name in _named(options):
         path = home / name
         if path.is_file():
@@ -64,22 +66,32 @@ def model_files(options: ProviderOptions, home: Path) -> Iterator[Path]:
                 if file.is_file() and (file.suffix in SAVED_MODEL or ".data-" in file.name)
             )
         elif path.is_dir():
-            if not any(path.rglob("*.safetensors")):
-                raise BundleError(
-                    f"{path} holds no *.safetensors, and a bundle carries no pickle. Save the model "
-                    "with `save_pretrained`, which writes safetensors, and run the pipeline."
-                )
-            files = (file for file in sorted(path.rglob("*")) if file.is_file())
-            yield from (file for file in files if file.suffix in FOLDER_ENDINGS)
+            yield from _folder_files(path)
+    if reranker and (home / reranker).is_dir():
+        yield from _folder_files(home / reranker)
 
 
-def pin_of(options: ProviderOptions, model: EmbeddingModel, home: Path) -> Pin:
-    """The pin of an open model."""
+def _folder_files(folder: Path) -> Iterator[Path]:
+    """Of a model in the format of Hugging Face."""
+    if not any(folder.rglob("*.safetensors")):
+        raise BundleError(
+            f"{folder} holds no *.safetensors, and a bundle carries no pickle. Save the model "
+            "with `save_pretrained`, which writes safetensors, and run the pipeline."
+        )
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    yield from (file for file in files if file.suffix in FOLDER_ENDINGS)
+
+
+def pin_of(
+    options: ProviderOptions, model: EmbeddingModel, home: Path, reranker: str | None = None
+) -> Pin:
+    """The pin of an open model, and of the cross-encoder beside it."""
     space = model.space
     files = {
-        path.relative_to(home).as_posix(): file_sha256(path) for path in model_files(options, home)
+        path.relative_to(home).as_posix(): file_sha256(path)
+        for path in model_files(options, home, reranker)
     }
-    source, fetch = _fetch(options, space.revision, bool(files))
+    source, fetch = _fetch(options, space.revision, any(model_files(options, home)))
     return Pin(
         provider=space.provider,
         model=space.model,

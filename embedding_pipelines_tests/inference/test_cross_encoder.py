@@ -1,5 +1,7 @@
 """A cross-encoder, by a tiny one with random weights."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,31 @@ def test_pairs_are_counted_whole_and_scored(tmp_path: Path) -> None:
     assert ((scores > 0) & (scores < 1)).all()
     model.close()
     assert np.allclose(model.scores(pairs), scores)
+    model.close()
+
+
+def test_pairs_are_counted_while_others_are_scored(tmp_path: Path) -> None:
+    """A server counts in another thread than it scores; a tokenizer that cuts is changed for that."""
+    write_cross_encoder(tmp_path / "tiny")
+    model, stop = CrossEncoder("tiny", tmp_path), threading.Event()
+    pairs = [("red", "fox"), ("red", "whale " * 100)] * 4
+    expected = model.scores(pairs)
+
+    def count() -> int:
+        rounds = 0
+        while not stop.is_set():
+            assert model.count(pairs) == [5, 104] * 4
+            rounds += 1
+        return rounds
+
+    with ThreadPoolExecutor(2) as pool:
+        counting = [pool.submit(count) for _ in range(2)]
+        try:
+            for _ in range(40):
+                assert np.allclose(model.scores(pairs), expected, atol=1e-6)
+        finally:
+            stop.set()
+        assert all(each.result() for each in counting)
     model.close()
 
 

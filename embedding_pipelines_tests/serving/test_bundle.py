@@ -19,6 +19,7 @@ from embedding_pipelines.errors import (
     SpaceMismatchError,
 )
 from embedding_pipelines.files import read_json, seal, write_json
+from embedding_pipelines.search import search
 from embedding_pipelines.serving import bundle
 from embedding_pipelines.serving.archive import DESCRIPTION, entries_below
 from embedding_pipelines.serving.bundle import GOLDEN, HOME, SBOM, opened, write_bundle
@@ -28,6 +29,8 @@ from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores._manifest import leads_elsewhere
 from embedding_pipelines_tests.chain import run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import UNMEASURED
+from embedding_pipelines_tests.cross_encoders import write_cross_encoder
+from embedding_pipelines_tests.runs import Collected
 
 PIPELINE = f"""\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
@@ -131,6 +134,37 @@ def test_an_archive_and_a_folder_are_served_alike(here: Path, whole: Path, tmp_p
         with opened(str(source)) as home:
             assert top(home, "p", "text number 3") == ["id-3"]
         assert not home.exists()
+
+
+def test_a_cross_encoder_of_the_home_goes_along(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_cross_encoder(home / "models" / "tiny")
+    write_pipeline(home, "p", f"{PIPELINE}search: {{rerank: models/tiny}}\n")
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    (home / "models" / "tiny" / "notes.py").write_text("raise SystemExit")
+    description = write_bundle(Warehouse(home), "p", tmp_path / "p.tar", with_shards=False)
+    assert {*description.model.files} == {
+        f"models/tiny/{path.name}"
+        for path in (home / "models" / "tiny").iterdir()
+        if path.suffix != ".py"
+    }
+    assert description.model.source == "built in"  # which is the embedding model
+    (home / "models").rename(tmp_path / "away")
+    with opened(str(tmp_path / "p.tar")) as served:
+        result = search(served, "p", "text number 3", k=2)
+        assert (result.reranked_by, len(result.hits)) == ("models/tiny", 2)
+
+
+def test_a_cross_encoder_of_the_hub_is_said_not_to_go_along(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_pipeline(home, "p", f"{PIPELINE}search: {{rerank: some/encoder}}\n")
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    said = Collected()
+    bundled = write_bundle(Warehouse(home), "p", tmp_path / "p", with_shards=False, progress=said)
+    assert not bundled.model.files
+    assert "cross-encoder 'some/encoder' is no folder of this home" in " ".join(said.notes)
 
 
 def test_it_is_never_written_over_something(here: Path, whole: Path) -> None:
