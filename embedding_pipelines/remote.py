@@ -253,8 +253,11 @@ class Remote:
         return stem.rpartition("-")[0] == self.name
 
     def _refuse_to_replace(self, generation: Generation) -> None:
-        record, entry = self.folder.releases, generation.files.get(self._path_of(POINTERS[-1]))
-        if not record.exists() or (entry is not None and file_digest(record) == entry.digest):
+        record, path = self.folder.releases, self._path_of(POINTERS[-1])
+        entry = generation.files.get(path)
+        # A fetch that died before it wrote its index has left releases of a generation, which others
+        # have followed since.
+        if not record.exists() or self.generations.ever_named(path, file_digest(record)):
             return
         raise ConfigError(
             f"Pipeline {self.name!r} has releases in {self.folder.folder} that were never published, "

@@ -115,6 +115,20 @@ def test_a_machine_that_died_while_it_fetched_pays_for_no_text_that_is_published
     assert sorted(run_shared(two)) == ["text added", "text zero"]
 
 
+def test_a_machine_that_died_while_it_fetched_first_follows_whoever_published_since(
+    one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "_fill_cache", partial(stop_after, lambda *_: None))
+        with pytest.raises(KeyboardInterrupt):
+            run_shared(two)
+    write_csv(one, "a.csv", EDITED)
+    run_shared(one)
+    write_csv(two, "a.csv", EDITED)
+    assert run_shared(two) == []
+    assert_same_rows(live_rows(two, "p"), live_rows(one, "p"))
+
+
 def test_a_search_fetches_what_it_reads_alone(one: Path, two: Path) -> None:
     assert top(two, "p", "text 3") == top(one, "p", "text 3")
     fetched = files_of(two)
@@ -413,12 +427,13 @@ def test_a_machine_that_never_ran_it_deletes_what_another_published(
 def test_releases_that_were_never_published_are_not_replaced(
     one: Path, released: Path, tmp_path: Path, uri: str
 ) -> None:
-    write_csv(one, "a.csv", EDITED)
-    run_shared(one)
-    other = copy_machine(released, tmp_path / "other", uri)
+    other = shutil.copytree(released, tmp_path / "other")
+    write_csv(other, "a.csv", EDITED)
+    run_recorded(other, "p")
+    (other / "warehouse.yaml").write_text(f"bucket: {uri}\n")
     with pytest.raises(ConfigError, match=r"never published.*Keep one of them"), at_work(other):
         pass
-    assert read_releases(Warehouse(other).pipeline("p")).live == 1
+    assert read_releases(Warehouse(other).pipeline("p")).live == 2
 
 
 def test_they_are_not_deleted_for_a_generation_without_releases_either(

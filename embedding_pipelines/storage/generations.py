@@ -102,6 +102,14 @@ class Generations:
                 "it to go back to the generation before, and run the pipeline."
             ) from None
 
+    def ever_named(self, path: str, digest: str) -> bool:
+        """Whether a generation that is still there names a file of this content, the newest first."""
+        for entry in reversed(self.bucket.list_after(self._folder)):
+            file = self.read(_number(entry)).files.get(path)
+            if file is not None and file.digest == digest:
+                return True
+        return False
+
     def publish(self, generation: Generation) -> None:
         """Create a generation. Raises OvertakenError if its number is taken, or others are above
         it."""
