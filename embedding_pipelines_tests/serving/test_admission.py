@@ -52,9 +52,9 @@ async def send(address: str, seconds: float) -> tuple[int, float, float]:
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, int(port))
     head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    head += f"Connection: close\r\n{TIMEOUT_HEADER}: {seconds}\r\nContent-Length: {len(body)}"
+    head += f"{TIMEOUT_HEADER}: {seconds}\r\nContent-Length: {len(body)}"
     writer.write(f"{head}\r\n\r\n{body}".encode())
-    reply = (await reader.read()).decode()
+    reply = (await reader.readuntil(b"\r\n\r\n")).decode()
     writer.close()
     promised = reply.lower().partition("retry-after-ms: ")[2].partition("\r\n")[0]
     return int(reply.split()[1]), time.perf_counter() - started, float(promised or 0) / 1000
@@ -66,7 +66,8 @@ def test_more_than_is_done_in_time_is_429_and_not_504(
     built_home: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Four times as much as the server does, where the model is the fastest part of it."""
-    each, allowed, peak = 0.01, 2.0, 100
+    # So slow that the clients, which are in this process, are the lesser part of the work.
+    each, allowed, peak = 0.04, 2.0, 25
     if place == "thread":
         prepare = ServedModel._prepare
 
