@@ -93,6 +93,14 @@ def files_of(home: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
 
 
+def die_as_it_fetches(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All files are here, the cache has none of their vectors, and no index says so."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "_fill_cache", partial(stop_after, lambda *_: None))
+        with pytest.raises(KeyboardInterrupt):
+            run_shared(home)
+
+
 def test_another_machine_goes_on_where_the_first_one_was(one: Path, two: Path) -> None:
     assert run_shared(two) == []
     assert_same_rows(live_rows(two, "p"), live_rows(one, "p"))
@@ -107,10 +115,7 @@ def test_another_machine_goes_on_where_the_first_one_was(one: Path, two: Path) -
 def test_a_machine_that_died_while_it_fetched_pays_for_no_text_that_is_published(
     one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(Remote, "_fill_cache", partial(stop_after, lambda *_: None))
-        with pytest.raises(KeyboardInterrupt):
-            run_shared(two)
+    die_as_it_fetches(two, monkeypatch)
     write_csv(two, "a.csv", EDITED)
     assert sorted(run_shared(two)) == ["text added", "text zero"]
 
@@ -118,10 +123,7 @@ def test_a_machine_that_died_while_it_fetched_pays_for_no_text_that_is_published
 def test_a_machine_that_died_while_it_fetched_first_follows_whoever_published_since(
     one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(Remote, "_fill_cache", partial(stop_after, lambda *_: None))
-        with pytest.raises(KeyboardInterrupt):
-            run_shared(two)
+    die_as_it_fetches(two, monkeypatch)
     write_csv(one, "a.csv", EDITED)
     run_shared(one)
     write_csv(two, "a.csv", EDITED)
