@@ -347,6 +347,8 @@ def main() -> None:
     parser.add_argument("--halves", type=int, default=10)
     options = parser.parse_args()
     data = options.data.resolve() / "flickr200"
+    if {*options.what} != {"drawn"} and not data.is_dir():
+        parser.error(f"{data} is missing. Name the folder that holds flickr200/ by --data.")
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         if "drawn" in options.what:

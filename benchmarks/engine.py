@@ -222,12 +222,12 @@ def _ndcg(engine: Engine, data: Path, share: float) -> float:
     with (data / "scifact" / "corpus.jsonl").open(encoding="utf-8") as file:
         every = [json.loads(line) for line in file]
     rest = [entry for entry in every if entry["_id"] not in needed][: int(700 * share)]
-    kept = [entry for entry in every if entry["_id"] in needed] + rest
-    texts = [f"{entry['title']}\n{entry['text']}" for entry in kept]
+    corpus = [entry for entry in every if entry["_id"] in needed] + rest
+    texts = [f"{entry['title']}\n{entry['text']}" for entry in corpus]
     scores = engine.embed(list(queries.values()), "query") @ engine.embed(texts, "document").T
     gains = []
     for name, row in zip(queries, scores, strict=True):
-        best = [kept[place]["_id"] for place in (-row).argsort(kind="stable")[:10]]
+        best = [corpus[place]["_id"] for place in (-row).argsort(kind="stable")[:10]]
         discounts = [1 / math.log2(rank + 2) for rank in range(10)]
         gain = sum(
             discount

@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,13 @@ def main() -> None:
             write(path, rows)
             source = parse("sources", Source, {"kind": kind, "path": str(path), "id": "id"})
             (file,) = source.files(Path(folder))
-            whole, count = seconds(lambda: read(source, [file]))  # noqa: B023
+            whole, count = seconds(partial(read, source, [file]))
             print(f"{kind}, {file.size_bytes / 1e6:.0f} MB, {count:,} rows: whole {whole:.2f} s")
             for size in arguments.part_megabytes:
                 dividing, parts = seconds(
-                    lambda: source.divide(file, size * 2**20, ReadLog(print))  # noqa: B023
+                    partial(source.divide, file, size * 2**20, ReadLog(print))
                 )
-                reading, again = seconds(lambda: read(source, parts))  # noqa: B023
+                reading, again = seconds(partial(read, source, parts))
                 assert again == count
                 print(
                     f"  {len(parts)} parts: divided in {dividing:.2f} s ({dividing / whole:.1%}), "
