@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from embedding_pipelines.cache_use import cache_use
-from embedding_pipelines.compare import compare_models
+from embedding_pipelines.compare.compare import compare_models
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import load_table

@@ -25,7 +25,8 @@ from embedding_pipelines.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from embedding_pipelines.compare import Comparison, Figure, ModelResult
+    from embedding_pipelines.compare.compare import Comparison, ModelResult
+    from embedding_pipelines.compare.figures import Figure
 
 SAMPLE = 2_000  # documents, as in `compare.py`, which loads NumPy
 TITLES = {
@@ -64,13 +65,13 @@ def compare(
     if server:
         from pydantic import TypeAdapter
 
-        from embedding_pipelines.compare import Comparison
+        from embedding_pipelines.compare.compare import Comparison
 
         values = remote.compare(server, name, models, documents)
         measured = TypeAdapter(Comparison).validate_python(values)
         yield Output([values], lambda: show_comparison(measured))
         return
-    from embedding_pipelines.compare import compare_models, write_comparison
+    from embedding_pipelines.compare.compare import compare_models, write_comparison
     from embedding_pipelines.spec.load import parse_model
 
     spec, options = load_spec(name), [parse_model(text) for text in models]

@@ -98,7 +98,7 @@ def _look_at(path: Path) -> Outcomes:
 def _compare_on(path: Path, models: list[str]) -> Outcomes:
     """Each model on the table's texts, and asked for the table's own vectors."""
     from embedding_pipelines.cli.compare import show_comparison
-    from embedding_pipelines.compare import compare_table
+    from embedding_pipelines.compare.compare import compare_table
     from embedding_pipelines.spec.load import parse_model
 
     options = [parse_model(text) for text in models]

@@ -95,7 +95,7 @@ def _optimize(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
 
 def _compare(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     """Measure models; nothing of the pipeline changes."""
-    from embedding_pipelines.compare import compare_models, write_comparison
+    from embedding_pipelines.compare.compare import compare_models, write_comparison
 
     spec = find_pipeline(record.pipeline, home)
     models = [parse_model(text) for text in record.options["models"]]

@@ -7,7 +7,7 @@ import pytest
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
-from embedding_pipelines_tests.test_compare import FEW, PIPELINE, ROWS
+from embedding_pipelines_tests.compare.test_compare import FEW, PIPELINE, ROWS
 
 
 def test_compare_shows_figures_costs_and_what_is_proven(

@@ -10,11 +10,11 @@ from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.compare.test_compare import PIPELINE as COMPARED
+from embedding_pipelines_tests.compare.test_compare import ROWS as TALES
 from embedding_pipelines_tests.serving.live import live
 from embedding_pipelines_tests.serving.scripted import ANSWER, Script, scripted
 from embedding_pipelines_tests.serving.test_runs import STUB
-from embedding_pipelines_tests.test_compare import PIPELINE as COMPARED
-from embedding_pipelines_tests.test_compare import ROWS as TALES
 
 KEY = "key-of-the-tests"
 CONFIG = "model: hashing\ndata_path: data/texts.csv\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from embedding_pipelines.compare import compare_models, write_comparison
+from embedding_pipelines.compare.compare import compare_models, write_comparison
 from embedding_pipelines.diff.diff import metric_changes
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines import migrate
-from embedding_pipelines.compare import compare_models
+from embedding_pipelines.compare.compare import compare_models
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan

@@ -5,70 +5,39 @@ exact search. Nothing of the pipeline changes; what a model has embedded is not 
 the pipeline takes it.
 """
 
-import heapq
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedding_pipelines.compare.figures import Figure, differences, figure, query_values
+from embedding_pipelines.compare.sample import Sample, take_sample
+from embedding_pipelines.compare.table import TABLE_ROWS, read_rows, table_pipeline
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.texts import ReadableTexts, prepare
 from embedding_pipelines.errors import ConfigError, counted
 from embedding_pipelines.files import temporary_folder, write_json
-from embedding_pipelines.metrics.confidence import lower_bound
-from embedding_pipelines.metrics.neighbours import ExactSearch, K
-from embedding_pipelines.metrics.retrieval import values_by_query
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.providers.common.http import ServiceOptions
-from embedding_pipelines.quality.queries import (
-    KnownItemQuery,
-    Qrels,
-    has_vector,
-    known_item_queries,
-    read_qrels,
-)
+from embedding_pipelines.quality.queries import has_vector
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run, line_of
-from embedding_pipelines.schemas import digest
-from embedding_pipelines.spec.load import parse_pipeline
-from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.copy import copy_with_chunks
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.stores.survey import Columns, open_table
 from embedding_pipelines.vectors import Vectors
 
 DOCUMENTS = 2_000
-DEPTH = 100  # documents that a query ranks, of which R@100 is measured
-CHUNKS_OF_A_DOCUMENT = (
-    4  # so many times DEPTH chunks are query_texts for, as a document may have several
-)
-SIDE = 0.975  # each side of an interval of 95%
 TIMED_TEXTS = 64  # that a local model embeds anew where the cache had all
-TABLE_ROWS, TABLE_ITEMS = "rows.parquet", 500  # of a foreign table: its texts, and known items
-PAGE_ROWS = 8_192  # of such a table that are read at once
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean over queries, with bounds that hold with 95% confidence for any values in [0, 1] (see
-    `metrics/confidence.py`); of a difference in [-1, 1]."""
-
-    mean: float
-    low: float
-    high: float
-    queries: int
 
 
 @dataclass
@@ -103,30 +72,6 @@ class Comparison:
     models: list[ModelResult] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Chunks of some documents, in the order of their partitions, and the queries to them."""
-
-    documents: list[str]  # of each chunk
-    texts: list[str]
-    tokens: int  # by the tokenizer of the pipeline's own model
-    all_documents: int
-    all_chunks: int
-    all_tokens: int
-    judged: Qrels | None
-    items: list[KnownItemQuery]
-
-    @property
-    def queries(self) -> list[str]:
-        """The texts of all queries, judged ones first."""
-        judged = [self.judged.queries[name] for name in self.judged_ids] if self.judged else []
-        return [*judged, *(item.query for item in self.items)]
-
-    @property
-    def judged_ids(self) -> list[str]:
-        return sorted(self.judged.queries) if self.judged else []
-
-
 def compare_models(
     run: Run, models: Sequence[ProviderOptions], documents: int = DOCUMENTS
 ) -> Comparison:
@@ -152,7 +97,7 @@ def compare_models(
         _require_usable(run, options)
     refresh(run.warehouse, run.spec.name)
     with copy_with_chunks(run) as copy:
-        return _compare(run, copy, every, _take(copy, documents))
+        return _compare(run, copy, every, take_sample(copy, documents))
 
 
 def compare_table(
@@ -170,16 +115,16 @@ def compare_table(
     `compare_models`.
     """
     with temporary_folder(Path(gettempdir()), "embedding-pipelines-table-") as folder:
-        rows, stored = _rows_of(path, documents)
+        rows, stored = read_rows(path, documents)
         pq.write_table(pa.table(rows.texts), folder / TABLE_ROWS)
-        spec = _of_table(path, folder).model_copy(update={"model": models[0]})
+        spec = table_pipeline(path, folder).model_copy(update={"model": models[0]})
         with Run(spec, Warehouse(home, folder), progress) as run:
             for options in models:
                 _require_usable(run, options)
             for name in ("documents", "chunks"):
                 for _ in step_named(name).work(run, spec.partition_names):
                     pass
-            sample = _take(run, documents)
+            sample = take_sample(run, documents)
             scale = rows.total / sample.all_documents
             sample = replace(
                 sample,
@@ -194,7 +139,7 @@ def _compare(
     run: Run,
     copy: Run,
     every: Sequence[ProviderOptions],
-    sample: _Sample,
+    sample: Sample,
     stored: Mapping[str, Vectors] | None = None,
 ) -> Comparison:
     """`copy` has the chunks; `stored`: vectors by document, of a table that nobody else knows."""
@@ -210,9 +155,9 @@ def _compare(
     cache, values = EmbeddingCache(run.warehouse.cache), list[dict[str, dict[str, float]]]()
 
     def add(row: ModelResult, vectors: Vectors, queries: Vectors) -> None:
-        by_query = _values(sample, vectors, queries)
-        row.figures = {name: _figure(list(each.values())) for name, each in by_query.items()}
-        row.differences = _differences(by_query, values[0]) if values else {}
+        by_query = query_values(sample, vectors, queries)
+        row.figures = {name: figure(list(each.values())) for name, each in by_query.items()}
+        row.differences = differences(by_query, values[0]) if values else {}
         result.models.append(row)
         values.append(by_query)
 
@@ -232,61 +177,6 @@ def _compare(
             if own_vectors.shape[1] == row.dimensions:
                 add(_of_stored(row, own_vectors), own_vectors, queries)
     return result
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some rows of a foreign table."""
-
-    texts: dict[str, list[str]]  # by column: id, which is the row's number, and text
-    total: int  # rows of the table
-
-
-def _rows_of(path: Path, most: int) -> tuple[_Rows, dict[str, Vectors]]:
-    """Rows with texts, as chance has it, always the same; and their vectors float32[d] by id, NaN for
-    none, if all are as long."""
-    texts, stored, size = dict[str, str](), dict[str, Any](), 0
-    with open_table(path) as table:
-        columns = Columns.of(table.schema)
-        if columns.text is None:
-            raise ConfigError(f"{path} has no column of texts, so there is nothing to embed.")
-        numbers = (
-            digest(str(row).encode())[:8] + row.to_bytes(8, "big") for row in range(table.rows)
-        )
-        chosen = {int.from_bytes(each[8:], "big") for each in heapq.nsmallest(most, numbers)}
-        kinds = {name: table.schema.field(name).type.value_type for name in columns.vectors}
-        vectors = [name for name in kinds if pa.types.is_floating(kinds[name])][:1]
-        names, first = [columns.text, *vectors], 0
-        for page in table.pages(names, PAGE_ROWS):
-            for row in (row for row in range(page.num_rows) if first + row in chosen):
-                text = page.column(columns.text)[row].as_py()
-                if text is None or not text.strip():
-                    continue
-                name = str(first + row)
-                texts[name] = text
-                if vectors:
-                    vector = page.column(vectors[0])[row].as_py()
-                    stored[name] = vector
-                    size = max(size, len(vector or ()))
-            first += page.num_rows
-        total = table.rows
-    rows = _Rows({"id": list(texts), "text": list(texts.values())}, total)
-    empty = np.full(size, np.nan, np.float32)
-    return rows, {
-        name: empty if vector is None or len(vector) != size else np.array(vector, np.float32)
-        for name, vector in stored.items()
-    }
-
-
-def _of_table(path: Path, folder: Path) -> PipelineSpec:
-    """A pipeline of the rows that were written, whatever its model."""
-    values = {
-        "source": {"kind": "parquet", "path": str(folder / TABLE_ROWS), "id": "id", "text": "text"},
-        "preprocessing": {"chunk": None},
-        "model": {"provider": "hashing"},
-        "evaluation": {"known_items": TABLE_ITEMS},
-    }
-    return parse_pipeline(json.dumps(values), "table", str(path))
 
 
 def _of_stored(row: ModelResult, vectors: Vectors) -> ModelResult:
@@ -346,51 +236,8 @@ def _beside(copy: Run, number: int) -> Warehouse:
     return Warehouse(copy.warehouse.home, root)
 
 
-def _take(copy: Run, most: int) -> _Sample:
-    """The sample. Documents of judgements and of known items come first, then those with the
-    smallest digests."""
-    judged, items = read_qrels(copy), known_item_queries(copy, copy.spec.evaluation.known_items)
-    names, chunks, tokens = set[str](), 0, 0
-    needed = set(judged.documents if judged else ()) | {item.document_id for item in items}
-    smallest: list[tuple[int, str]] = []  # negated digests: the greatest goes first
-    for partition in copy.spec.partition_names:
-        last = None
-        for batch in copy.folder.chunks.read(partition, ["document_id", "tokens"]):
-            chunks += batch.num_rows
-            tokens += int(batch["tokens"].to_numpy().sum())
-            for name in batch["document_id"].to_pylist():
-                if name != last:
-                    entry = (-int.from_bytes(digest(name.encode())[:8], "big"), name)
-                    keep = heapq.heappush if len(smallest) < most else heapq.heappushpop
-                    keep(smallest, entry)
-                    names.add(name)
-                last = name
-    answers = set[str]().union(*map(judged.answers, judged.queries)) if judged else set[str]()
-    if answers.isdisjoint(names) and not items:
-        raise ConfigError(
-            f"Pipeline {copy.spec.name!r} has no queries to compare models by: its texts are too "
-            "short for known items, or evaluation.known_items is 0. Name evaluation.queries and "
-            "evaluation.qrels, whose relevant documents are among the pipeline's."
-        )
-    chosen = needed & names
-    for _, name in sorted(smallest, reverse=True):
-        if len(chosen) >= most:
-            break
-        chosen.add(name)
-    documents, texts, part = list[str](), list[str](), 0
-    for partition in copy.spec.partition_names:
-        for batch in copy.folder.chunks.read(partition, ["document_id", "text", "tokens"]):
-            rows = (batch[name].to_pylist() for name in ("document_id", "text", "tokens"))
-            for name, text, count in zip(*rows, strict=True):
-                if name in chosen:
-                    documents.append(name)
-                    texts.append(text)
-                    part += count
-    return _Sample(documents, texts, part, len(names), chunks, tokens, judged, items)
-
-
 def _measure(
-    run: Run, sample: _Sample, cache: EmbeddingCache, budget: BudgetTracker
+    run: Run, sample: Sample, cache: EmbeddingCache, budget: BudgetTracker
 ) -> tuple[ModelResult, Vectors, Vectors]:
     """One model's row without figures, and the vectors float32[n, d] of chunks and queries."""
     options, name = run.spec.model, _name(run.spec.model)
@@ -483,64 +330,6 @@ def _rate(run: Run, readable: ReadableTexts, usage: Usage) -> float | None:
     started = time.perf_counter()
     run.model.embed(texts, "document")
     return sum(readable.tokens[:TIMED_TEXTS]) / (time.perf_counter() - started)
-
-
-def _values(sample: _Sample, vectors: Vectors, queries: Vectors) -> dict[str, dict[str, float]]:
-    """By metric, the value of each query in [0, 1]. A query without a vector finds nothing."""
-    sound, is_query = has_vector(vectors), has_vector(queries)
-    search = ExactSearch(np.where(is_query[:, None], queries, 0), CHUNKS_OF_A_DOCUMENT * DEPTH)
-    search.add([sample.documents[row] for row in np.flatnonzero(sound)], vectors[sound])
-    names, cosines = search.result()
-    rankings = [
-        dict(reversed(list(zip(hits, map(float, scores), strict=False))))  # its best chunk counts
-        for hits, scores in zip(names, cosines, strict=True)
-    ]
-    result: dict[str, dict[str, float]] = {}
-    if sample.judged is not None:
-        ids, present = sample.judged_ids, set(sample.documents)
-        judged = dict(zip(ids, (_best(ranking, DEPTH) for ranking in rankings), strict=False))
-        qrels = {
-            name: sample.judged.relevance[name]
-            for name in ids
-            if not present.isdisjoint(sample.judged.answers(name))
-        }
-        for name, row in (values_by_query(judged, qrels) if qrels else {}).items():
-            for metric, value in row.items():
-                result.setdefault(metric, {})[name] = value
-    same: dict[str, set[str]] = {}
-    for name, text in zip(sample.documents, sample.texts, strict=True):
-        same.setdefault(text, set()).add(name)
-    for item, ranking in zip(sample.items, rankings[len(sample.judged_ids) :], strict=True):
-        answers = {item.document_id} | same.get(item.text, set())
-        places = (place for place, name in enumerate(_best(ranking, K), 1) if name in answers)
-        place = next(places, 0)
-        result.setdefault("known_item_mrr", {})[item.id] = 1 / place if place else 0.0
-        result.setdefault("known_item_recall", {})[item.id] = float(place > 0)
-    return result
-
-
-def _best(ranking: Mapping[str, float], most: int) -> dict[str, float]:
-    """The best documents, best first."""
-    ordered = sorted(ranking.items(), key=lambda entry: -entry[1])
-    return dict(ordered[:most])
-
-
-def _figure(values: Sequence[float]) -> Figure:
-    shares = np.asarray(values)
-    low, high = lower_bound(shares, SIDE), 1 - lower_bound(1 - shares, SIDE)
-    return Figure(float(shares.mean()), low, high, len(shares))
-
-
-def _differences(
-    other: Mapping[str, Mapping[str, float]], own: Mapping[str, Mapping[str, float]]
-) -> dict[str, Figure]:
-    """By metric, the model less the pipeline's own, over the same queries."""
-    result = {}
-    for name, values in own.items():
-        half = _figure([(other[name][query] - values[query] + 1) / 2 for query in values])
-        mean, low, high = (2 * value - 1 for value in (half.mean, half.low, half.high))
-        result[name] = Figure(mean, low, high, half.queries)
-    return result
 
 
 def _dollars(usd: float | None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding_pipelines.compare import Comparison, compare_models, compare_table
+from embedding_pipelines.compare.compare import Comparison, compare_models, compare_table
 from embedding_pipelines.errors import BudgetError, ConfigError
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.spec.load import parse_model
