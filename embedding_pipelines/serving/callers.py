@@ -3,36 +3,38 @@
 import asyncio
 import math
 import time
-from collections.abc import Coroutine
-from typing import Annotated, Any, ClassVar, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 
 from embedding_pipelines.serving.auth import principals_of
+from embedding_pipelines.serving.lanes import Recipient
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import (
     MAX_TIMEOUT_SECONDS,
     TIMEOUT_HEADER,
+    ClientLeft,
     DeadlineExceeded,
-    ServingError,
     timeout_of,
 )
 
 T = TypeVar("T")
 
 
-class ClientLeft(ServingError):
-    """The connection is closed: nobody reads this. The status is nginx's."""
+# What an ASGI server adds to a request's scope, below `extensions`: under `is_open` a function that
+# says whether the connection is open, without waiting for the event loop to learn of it.
+CONNECTION = "embedding_pipelines.connection"
 
-    status: ClassVar[int] = 499
 
-
-class Caller:
+class Caller(Recipient):
     """One request's sender, and how long they wait."""
 
     def __init__(self, request: Request, timeout_seconds: float | None) -> None:
         self._request, self.timeout_seconds = request, timeout_seconds
         self._deadline = time.monotonic() + (timeout_seconds or math.inf)
+        connection = request.scope.get("extensions", {}).get(CONNECTION, {})
+        self._is_open: Callable[[], bool] | None = connection.get("is_open")
 
     @property
     def server(self) -> Server:
@@ -47,6 +49,10 @@ class Caller:
     @property
     def seconds_left(self) -> float:
         return self._deadline - time.monotonic()
+
+    @property
+    def is_here(self) -> bool:
+        return self._is_open is None or self._is_open()
 
     @classmethod
     def of(cls, request: Request) -> "Caller | None":
@@ -64,20 +70,25 @@ class Caller:
         try:
             async with watch:
                 return await work
+        except ClientLeft:  # as the lane saw, before the event loop did
+            self._count("left")
+            raise
         except TimeoutError:
             if not watch.expired():  # it is one of `work`
                 raise
-            has_left = gone.done()
-            reason = "left" if has_left else "deadline"
-            self.server.metrics.count("abandoned_total", reason=reason)
-            if has_left:
-                raise ClientLeft("The client closed the connection.") from None
+            if gone.done():
+                self._count("left")
+                raise ClientLeft from None
+            self._count("deadline")
             raise DeadlineExceeded(
                 f"{TIMEOUT_HEADER}: {self.timeout_seconds:g} seconds are over. What was not computed "
                 "by then was given up. Allow more time, or send less."
             ) from None
         finally:
             gone.cancel()
+
+    def _count(self, reason: str) -> None:
+        self.server.metrics.count("abandoned_total", reason=reason)
 
     async def _leave(self, watch: asyncio.Timeout) -> None:
         """Ends `watch` when the connection is closed; the body has been read."""

@@ -9,8 +9,8 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedding_pipelines.serving.auth import authorize
-from embedding_pipelines.serving.callers import Caller, ClientLeft
-from embedding_pipelines.serving.wire import Body
+from embedding_pipelines.serving.callers import Caller
+from embedding_pipelines.serving.wire import Body, ClientLeft
 
 Function = Callable[..., Coroutine[Any, Any, Response]]  # of `body`, a `Body`, and `caller`
 
@@ -70,7 +70,7 @@ async def _read(receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientLeft("The client closed the connection.")
+            raise ClientLeft
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)

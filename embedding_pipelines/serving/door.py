@@ -8,6 +8,9 @@ wait elsewhere (several texts, a search, texts to rank), or is not plain (a body
 as a whole, a pipelined request, a head in parts, anything that two servers might read in two ways): it
 goes the usual way, and is refused where its texts are (`Worker.admit`).
 
+Who has left can be told here before the event loop learns of it (`is_open`): a batch of the
+model is taken in one turn of the loop, in which a thousand clients may have closed their connections.
+
 A head also has to come in HEAD_SECONDS, for which uvicorn would wait for ever. Its protocol is not a
 public class: pyproject.toml takes the versions that this was tested with.
 """
@@ -15,13 +18,16 @@ public class: pyproject.toml takes the versions that this was tested with.
 import asyncio
 import math
 import re
+import select
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from embedding_pipelines.serving.callers import CONNECTION
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests, timeout_of
 
@@ -39,6 +45,7 @@ UNUSUAL = re.compile(
 TEXT = rb'"(?:[^"\\]|\\.)*+"'
 SINGLE = re.compile(rb'"input"\s*:\s*"|"(?:input|texts)"\s*:\s*\[\s*%s\s*\]' % TEXT, re.DOTALL)
 HEAD_SECONDS = 60.0  # in which a head has to come
+HUNG_UP = getattr(select, "POLLRDHUP", None)  # Linux's; elsewhere the event loop is waited for
 
 
 class Door(HttpToolsProtocol):
@@ -70,6 +77,7 @@ class Door(HttpToolsProtocol):
         if self._head_timer is None:
             self._await_head()
         super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: {"is_open": partial(is_open, self.transport)}}
 
     def on_headers_complete(self) -> None:
         self._end_timer()
@@ -135,3 +143,15 @@ class Door(HttpToolsProtocol):
             self._await_head()
         else:
             self.transport.close()
+
+
+def is_open(transport: asyncio.Transport) -> bool:
+    """Whether the other end of a connection is there, as far as the kernel knows. One that has closed
+    its own side alone has left: so uvicorn sees it, too."""
+    if transport.is_closing():  # its number may be another connection's by now
+        return False
+    if HUNG_UP is None:
+        return True
+    look = select.poll()
+    look.register(transport.get_extra_info("socket").fileno(), HUNG_UP)
+    return not look.poll(0)  # nothing is read: it is for the event loop to read

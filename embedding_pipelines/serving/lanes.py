@@ -2,8 +2,9 @@
 
 An idle model takes what comes at once; while a batch runs, what arrives gathers for the next one.
 There is no timer. Texts wait in two lanes: interactive ones go first, and bulk gets one batch in
-BULK_EVERY at least. A long request is many batches, and others go in between. Everything here
-happens in one event loop; only `compute` runs in the model's thread.
+BULK_EVERY at least. A long request is many batches, and others go in between. Who has left by the
+time that a batch is taken is in none of it. Everything here happens in one event loop; only
+`compute` runs in the model's thread.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.serving.metrics import Metrics
-from embedding_pipelines.serving.wire import TooManyRequests, Unavailable
+from embedding_pipelines.serving.wire import ClientLeft, TooManyRequests, Unavailable
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, Lane] = ("interactive", "bulk")
@@ -59,6 +60,22 @@ class Budget:
     items: int
 
 
+class Recipient:
+    """Whoever waits for rows; this one does so for ever."""
+
+    @property
+    def seconds_left(self) -> float:
+        return math.inf
+
+    @property
+    def is_here(self) -> bool:
+        """Asked before each batch that has rows of theirs: it takes a microsecond or two."""
+        return True
+
+
+FOR_EVER = Recipient()
+
+
 @dataclass(eq=False)
 class Job:
     """The items of one request that are to be computed."""
@@ -67,6 +84,7 @@ class Job:
     kind: str
     items: Sequence[Any]
     tokens: Sequence[int]
+    recipient: Recipient
     result: asyncio.Future[NDArray[Any]]
     arrived: float = field(default_factory=time.perf_counter)
     waiting: deque[int] = field(default_factory=deque)  # rows, the longest first
@@ -134,18 +152,20 @@ class Lanes:
         tokens: Sequence[int],
         kind: str,
         lane: Lane,
-        seconds_left: float = math.inf,
+        recipient: Recipient = FOR_EVER,
     ) -> NDArray[Any]:
         """The rows [n, …] of items, in their order.
 
         Cancelling the call takes out what is not computed yet. Raises TooManyRequests if the wait
-        would be longer than MAX_WAIT_SECONDS or than `seconds_left`, however few or many items
-        there are; ItemRejected; and what `compute` raises.
+        would be longer than MAX_WAIT_SECONDS or than the recipient waits, however few or many items
+        there are; ClientLeft if it is not there when its turn comes; ItemRejected; and what
+        `compute` raises.
         """
         if self._is_closed:
             raise Unavailable("The server is about to end. Send the request again, elsewhere.")
-        self._refuse(lane, self.wait_seconds(lane), seconds_left)
-        job = Job(lane, kind, items, tokens, asyncio.get_running_loop().create_future())
+        self._refuse(lane, self.wait_seconds(lane), recipient.seconds_left)
+        result = asyncio.get_running_loop().create_future()
+        job = Job(lane, kind, items, tokens, recipient, result)
         self._jobs[lane].append(job)
         self._queued[lane] += sum(tokens)
         self._start()
@@ -194,11 +214,15 @@ class Lanes:
 
     def _start(self) -> None:
         """Send the next batch to the model, if it is idle and something waits."""
-        if self._running or not any(self._jobs.values()):
+        if self._running:
             return
-        lane = self._next_lane()
-        kind = self._jobs[lane][0].kind
-        batch = self._take(lane, kind)
+        batch = list[tuple[Job, int]]()
+        while not batch and any(self._jobs.values()):  # again where all of a kind have left
+            lane = self._next_lane()
+            kind = self._jobs[lane][0].kind
+            batch = self._take(lane, kind)
+        if not batch:
+            return
         started = time.perf_counter()
         for job in {job for job, _ in batch}:
             if not job.is_begun:
@@ -228,6 +252,8 @@ class Lanes:
         budget, jobs = self.budget, self._jobs[lane]
         batch, longest = list[tuple[Job, int]](), 0
         for job in [job for job in jobs if job.kind == kind]:
+            if self._has_left(job):
+                continue
             while job.waiting:
                 longest = max(longest, job.tokens[job.waiting[0]])
                 count = len(batch) + 1
@@ -244,6 +270,16 @@ class Lanes:
                 jobs.append(job)
             break
         return batch
+
+    def _has_left(self, job: Job) -> bool:
+        """Whether nobody waits for a job any more, which is out then. The event loop learns of a
+        closed connection later than this, and of many at once only after a batch was taken."""
+        if not job.result.done():
+            if job.recipient.is_here:
+                return False
+            job.result.set_exception(ClientLeft())
+        self._drop(job)
+        return True
 
     def _finish(
         self, lane: Lane, batch: list[tuple[Job, int]], started: float, done: asyncio.Future[Any]

@@ -38,7 +38,15 @@ from embedding_pipelines.providers.base import (
     faulty_rows,
 )
 from embedding_pipelines.serving.admission import Lag, Line
-from embedding_pipelines.serving.lanes import Budget, Computed, ItemRejected, Lane, Lanes
+from embedding_pipelines.serving.lanes import (
+    FOR_EVER,
+    Budget,
+    Computed,
+    ItemRejected,
+    Lane,
+    Lanes,
+    Recipient,
+)
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.wire import MAX_TEXTS
 from embedding_pipelines.space import Space
@@ -220,7 +228,7 @@ class ServedModel(Worker):
         *,
         name: Callable[[int], str] = "input[{}]".format,
         is_awaited: bool = False,
-        seconds_left: float = math.inf,
+        recipient: Recipient = FOR_EVER,
     ) -> Embedded:
         """The vectors of texts, in their order. `name` says what errors call a text.
 
@@ -239,7 +247,7 @@ class ServedModel(Worker):
             lane: Lane | None = "interactive" if len(texts) == 1 else "bulk"
             if lane == "bulk" and (is_awaited or input_type == "query"):
                 lane = None  # their tokens decide
-            self.admit(lane, seconds_left, size)
+            self.admit(lane, recipient.seconds_left, size)
             started = time.perf_counter()
             given = (texts, input_type, tidy, too_long, name)
             if input_type == "query" and size <= INLINE_CHARACTERS:  # nothing touches the disk
@@ -259,9 +267,7 @@ class ServedModel(Worker):
             if rows:
                 items = [readable.texts[row] for row in rows]
                 try:
-                    vectors = await lanes.compute(
-                        items, tokens, input_type, lane, seconds_left - spent
-                    )
+                    vectors = await lanes.compute(items, tokens, input_type, lane, recipient)
                 except ItemRejected as fault:
                     which = name(rows[fault.row])
                     raise BadInput(f"{which} has no vector: {fault}") from None
@@ -280,7 +286,7 @@ class ServedModel(Worker):
             self.users -= 1
 
     async def embed_images(
-        self, squares: "Pixels", lane: Lane, seconds_left: float = math.inf
+        self, squares: "Pixels", lane: Lane, recipient: Recipient = FOR_EVER
     ) -> Embedded:
         """The vectors of images uint8[n, size, size, 3], as `images.prepare` makes them for the
         model. Raises ProviderError if it is unavailable, BadInput for an image that it rejects,
@@ -290,7 +296,7 @@ class ServedModel(Worker):
             lanes = await self.load()
             tokens = [IMAGE_TOKENS] * len(squares)
             try:
-                vectors = await lanes.compute(list(squares), tokens, IMAGE, lane, seconds_left)
+                vectors = await lanes.compute(list(squares), tokens, IMAGE, lane, recipient)
             except ItemRejected as fault:
                 raise BadInput(f"images[{fault.row}] has no vector: {fault}") from None
             return Embedded(vectors, 0, self.model.space)
@@ -388,19 +394,22 @@ class ServedReranker(Worker):
         query: str,
         texts: Sequence[str],
         too_long: TooLong = "refuse",
-        seconds_left: float = math.inf,
+        recipient: Recipient = FOR_EVER,
     ) -> Scored:
         """Raises ConfigError for a text that is longer than the model reads beside the query,
         ProviderError if the model is unavailable, TooManyRequests as `Lanes.compute`."""
         self.users += 1
         try:
-            lanes, started = await self.load(), time.perf_counter()
+            lanes = self.lanes or await self.load()
             pairs = [(query, text) for text in texts]
-            tokens = await self.help(lambda: self._count(pairs, too_long))
+            size = sum(len(query) + len(text) for text in texts)
+            self.admit(None, recipient.seconds_left, size)  # its tokens decide the lane
+            started = time.perf_counter()
+            tokens = await self._in_line(size, self._count, pairs, too_long)
             lane: Lane = "interactive" if sum(tokens) <= lanes.budget.tokens else "bulk"
             spent = time.perf_counter() - started
             self._metrics.observe("tokenize_seconds", spent, model=self.title, lane=lane)
-            scores = await lanes.compute(pairs, tokens, "pair", lane, seconds_left - spent)
+            scores = await lanes.compute(pairs, tokens, "pair", lane, recipient)
             return Scored(scores, sum(tokens))
         finally:
             self.users -= 1

@@ -2,18 +2,23 @@
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedding_pipelines.access import Principals, Visible
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.errors import ConfigError, ReleaseError, did_you_mean
 from embedding_pipelines.ranking import Filter, order_of
-from embedding_pipelines.serving.models import ServedReranker
+from embedding_pipelines.serving.lanes import (
+    FOR_EVER,
+    MAX_WAIT_SECONDS,
+    OF_DEADLINE,
+    Recipient,
+)
+from embedding_pipelines.serving.models import ServedModel, ServedReranker
 from embedding_pipelines.serving.server import Server
-from embedding_pipelines.serving.wire import BadRequest, NotFound, Unavailable
+from embedding_pipelines.serving.wire import BadRequest, NotFound, TooManyRequests, Unavailable
 from embedding_pipelines.spec.ids import find_name
 from embedding_pipelines.spec.search import Mode
 
@@ -55,6 +60,20 @@ async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
     )
 
 
+def admit(server: Server, name: str, recipient: Recipient) -> None:
+    """Raises TooManyRequests if a search of a pipeline that comes now would be answered too late;
+    before anything is done for it. What its model has to do is for `ServedModel.embed` to refuse."""
+    if not server.searches.waiting:
+        return
+    wait = 2 * server.lag.seconds + server.searches.wait_seconds
+    if wait > min(MAX_WAIT_SECONDS, recipient.seconds_left * OF_DEADLINE):
+        server.metrics.count("refused_total", model=name, lane="search")
+        raise TooManyRequests(
+            f"Searches are behind: {wait:.1f} seconds. Send it again after that time.",
+            retry_after_seconds=wait,
+        )
+
+
 async def search_pipeline(
     server: Server,
     name: str,
@@ -67,15 +86,16 @@ async def search_pipeline(
     *,
     principals: Principals = None,
     label: str = "query[{}]",
-    seconds_left: float = math.inf,
+    recipient: Recipient = FOR_EVER,
 ) -> "Sequence[SearchResult]":
     """A result for each query from the pipeline's live release. `label` says what errors call a
     query, by its number. Before the first release words are searched in the texts as they are cut.
-    `rerank`: whether a cross-encoder orders the hits, None: as the pipeline says. Raises as
+    `rerank`: whether a cross-encoder orders the hits, None: as the pipeline says. Raises as `admit`,
     `Searcher.search`, `ServedModel.embed` and `ServedReranker.score`, and ReleaseError without a
     release."""
     from embedding_pipelines.search import is_unreleased
 
+    admit(server, name, recipient)
     served = (await server.served()).get(name)
     has_texts_alone = False
     if served and not served.release:  # in a thread: it may open the model, or ask a bucket
@@ -84,38 +104,34 @@ async def search_pipeline(
         opener = partial(server.unreleased, served)
         texts = await asyncio.to_thread(open_for, server, name, principals, opener)
         return [
-            await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
+            await _in_thread(server, 1, texts.search, query, k, filter, principals)
+            for query in queries
         ]
     searcher = await open_searcher(server, name, principals)
+    reranker = _reranker(server, name, rerank)
+    if reranker is not None:  # last in turn; but then all else would have been done for nothing
+        reranker.admit(None, recipient.seconds_left)
     vectors = space = None
     notes: list[str] = []
     if searcher.mode(mode) != "text":
-        # The release's own model, whatever has become live since.
-        model = next((each for each in server.models if each.model is searcher.model), None)
-        if model is None:
-            raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")
-        embedded = await model.embed(
+        embedded = await _model(server, name, searcher).embed(
             queries,
             "query",
             searcher.release.spec.preprocessing.clean.texts,
             too_long,
             name=label.format,
-            seconds_left=seconds_left,
+            recipient=recipient,
         )
         vectors, space = embedded.vectors, embedded.space
         notes = _notes(embedded.truncated_tokens, embedded.unknown)
-    reranker = None if rerank is False else server.reranker_of(name)
-    if rerank and reranker is None and (reranker := server.reranker) is None:
-        raise BadRequest(
-            f"rerank: neither {name!r} nor this server has a cross-encoder. Write `search: {{rerank: "
-            "MODEL}` in the pipeline file and run it, or start the server with --reranker."
-        )
     most = searcher.candidates(k) if reranker else k
     results = list["SearchResult"]()
     for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
         some = slice(first, first + QUERIES_AT_ONCE)
         some_vectors = None if vectors is None else vectors[some]
-        results += await asyncio.to_thread(
+        results += await _in_thread(
+            server,
+            len(queries[some]),
             searcher.search_embedded,
             queries[some],
             some_vectors,
@@ -129,8 +145,34 @@ async def search_pipeline(
         result.notes.extend(notes)
     if reranker is not None:
         clean = searcher.release.spec.preprocessing.clean.text
-        results = [await _reranked(reranker, each, clean, k, seconds_left) for each in results]
+        results = [await _reranked(reranker, each, clean, k, recipient) for each in results]
     return results
+
+
+async def _in_thread(server: Server, queries: int, function: Callable[..., T], *given: Any) -> T:
+    """Search, where those who come later see how many are before them."""
+    with server.searches.stand(queries):
+        return await asyncio.to_thread(function, *given)
+
+
+def _model(server: Server, name: str, searcher: "Searcher") -> ServedModel:
+    """The release's own model, whatever has become live since. Raises Unavailable where it is closed."""
+    for model in server.models:
+        if model.model is searcher.model:
+            return model
+    raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")
+
+
+def _reranker(server: Server, name: str, rerank: bool | None) -> ServedReranker | None:
+    """What orders a pipeline's hits, as `search_pipeline` says of `rerank`. Raises BadRequest where
+    there is none to do it."""
+    reranker = None if rerank is False else server.reranker_of(name)
+    if rerank and reranker is None and (reranker := server.reranker) is None:
+        raise BadRequest(
+            f"rerank: neither {name!r} nor this server has a cross-encoder. Write `search: {{rerank: "
+            "MODEL}` in the pipeline file and run it, or start the server with --reranker."
+        )
+    return reranker
 
 
 async def open_searcher(server: Server, name: str, principals: Principals) -> "Searcher":
@@ -164,11 +206,11 @@ async def _reranked(
     result: "SearchResult",
     clean: Callable[[str], str],
     k: int,
-    seconds_left: float,
+    recipient: Recipient,
 ) -> "SearchResult":
     if result.hits:
         texts = [hit.text for hit in result.hits]
-        scores = (await reranker.score(clean(result.query), texts, "cut", seconds_left)).scores
+        scores = (await reranker.score(clean(result.query), texts, "cut", recipient)).scores
         best = [(result.hits[at], float(scores[at])) for at in order_of(scores, k)]
         hits = [hit.model_copy(update={"score": score}) for hit, score in best]
         result = result.model_copy(update={"hits": hits})
@@ -182,23 +224,27 @@ async def search_by_image(
     k: int,
     filter: Filter | None,
     principals: Principals,
-    seconds_left: float,
+    recipient: Recipient,
 ) -> "SearchResult":
     """What of a pipeline's live release is like an image, by its file. Raises BadRequest for what is
     no image and for a model that takes texts alone, else as `search_pipeline`."""
+    admit(server, name, recipient)
     searcher = await open_searcher(server, name, principals)
-    model = next((each for each in server.models if each.model is searcher.model), None)
-    if model is None:
-        raise Unavailable(f"Pipeline {name!r} has changed meanwhile. Try again.")
+    model = _model(server, name, searcher)
     if not model.options.takes_images:
         raise BadRequest(
             f"image: {name!r} is of {model.title}, which takes texts alone. Search it with a query."
         )
-    model.admit("interactive", seconds_left)
+    model.admit("interactive", recipient.seconds_left)
     squares = await server.pictures.squares([data], model.model.resize, "image")
-    embedded = await model.embed_images(squares, "interactive", seconds_left)
-    return await asyncio.to_thread(
-        searcher.search_vector, embedded.vectors[0], embedded.space, k, filter, principals
+    embedded = await model.embed_images(squares, "interactive", recipient)
+    return await _in_thread(
+        *(server, 1, searcher.search_vector),
+        embedded.vectors[0],
+        embedded.space,
+        k,
+        filter,
+        principals,
     )
 
 
@@ -209,13 +255,14 @@ async def search_by_documents(
     k: int,
     filter: Filter | None,
     principals: Principals,
+    recipient: Recipient,
 ) -> "SearchResult":
-    """What of a pipeline's live release is like documents, by their ids. Raises as
+    """What of a pipeline's live release is like documents, by their ids. Raises as `admit` and
     `Searcher.search_like`."""
+    admit(server, name, recipient)
     searcher = await open_searcher(server, name, principals)
-    return await asyncio.to_thread(
-        partial(searcher.search_like, principals=principals), documents, k, filter
-    )
+    search = partial(searcher.search_like, principals=principals)
+    return await _in_thread(server, 1, search, documents, k, filter)
 
 
 def _notes(truncated_tokens: int, unknown: str) -> list[str]:

@@ -5,7 +5,6 @@ It follows the warehouse: a pipeline's new release, or its first, is taken up wi
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +26,9 @@ from embedding_pipelines.files import is_absent
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.releases import Release, find_released, read_releases
-from embedding_pipelines.serving.admission import Lag
+from embedding_pipelines.serving.admission import Lag, Line
 from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines.serving.lanes import FOR_EVER, Recipient
 from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.models import Embedded, ServedModel, ServedReranker, Worker
@@ -109,6 +109,7 @@ class Server:
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
         self.permissions = permissions or Permissions()
         self.metrics, self.lag = Metrics(), Lag()
+        self.searches = Line()  # queries that wait for a thread, or are in one
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)
         self.pictures = Pictures(home)
@@ -191,6 +192,11 @@ class Server:
             self._rerankers[name] = ServedReranker(name, self.home, self.metrics, self.lag)
         return self._rerankers[name]
 
+    async def rerankers(self) -> list[ServedReranker]:
+        """All cross-encoders that a request may name: the server's own, and those of pipelines."""
+        named = filter(None, map(self.reranker_of, await self.served()))
+        return list(dict.fromkeys([*([self.reranker] if self.reranker else []), *named]))
+
     async def served(self) -> Mapping[str, Served]:
         """All pipelines that are served now, by name.
 
@@ -211,10 +217,10 @@ class Server:
         await self._close_unused()
         self._looked_at = time.monotonic()
 
-    async def find(self, model: str | None) -> Served:
+    async def find(self, model: str | None, others: Sequence[str] = ()) -> Served:
         """The pipeline of this name, or one that has this model. Raises NotFound with what is
-        served, Unavailable with what is the matter with a pipeline, and BadRequest if several
-        pipelines of one model clean texts in different ways."""
+        served, and what `others` a request may name; Unavailable with what is the matter with a
+        pipeline, and BadRequest if several pipelines of one model clean texts in different ways."""
         served = await self.served()
         if model is not None and model in served:
             return served[model]
@@ -223,6 +229,7 @@ class Server:
         fitting = [each for each in served.values() if model in (None, *each.names_of_model)]
         if not fitting or len({each.model for each in fitting}) > 1:
             names = [*served, *(name for each in served.values() for name in each.names_of_model)]
+            names += others
             which = ", ".join(map(repr, dict.fromkeys(names))) or "no pipeline yet"
             if model is None:
                 raise BadRequest(f"model is missing. Name one of: {which}.")
@@ -245,7 +252,7 @@ class Server:
         *,
         name: str = "input[{}]",
         is_awaited: bool = False,
-        seconds_left: float = math.inf,
+        recipient: Recipient = FOR_EVER,
     ) -> Embedded:
         """Vectors of texts, cleaned as the pipeline's documents or queries are; as
         `ServedModel.embed`. `name` says what errors call a text, by its number."""
@@ -256,7 +263,7 @@ class Server:
             too_long,
             name=name.format,
             is_awaited=is_awaited,
-            seconds_left=seconds_left,
+            recipient=recipient,
         )
 
     def admit(self, seconds_left: float) -> None:

@@ -108,6 +108,15 @@ class Unavailable(ServingError):
     status = 503
 
 
+class ClientLeft(ServingError):
+    """The connection is closed: nobody reads this. The status is nginx's."""
+
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection.")
+
+
 class DeadlineExceeded(ServingError):
     """The time that the caller allowed is over."""
 

@@ -90,6 +90,41 @@ def test_a_thousand_who_hang_up_cost_no_inference(served: tuple[str, Server], ga
     assert gate.texts == ["stays"]
 
 
+def test_a_batch_is_taken_without_those_who_have_left(
+    served: tuple[str, Server], gate: Gate
+) -> None:
+    """However busy the event loop is, which learns of it afterwards."""
+    address, server = served
+    (model,) = server.models
+    gate.open.clear()
+    first = send(address, {"input": "held back", "input_type": "query"})
+    assert gate.held.wait(20)
+    gate.texts.clear()
+    gone = [send(address, {"input": f"gone {each}", "input_type": "query"}) for each in range(50)]
+    stays = send(address, {"input": "it stays", "input_type": "query"})
+    wait_until(lambda: model.lanes and model.lanes.queued_tokens["interactive"] == 51 * 2)
+    is_busy, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        is_busy.set()
+        assert go.wait(20)
+
+    assert server._loading is not None
+    server._loading.get_loop().call_soon_threadsafe(work)
+    assert is_busy.wait(20)
+    for connection in gone:
+        connection.close()
+    gate.open.set()
+    model._thread.submit(int).result(20)  # the batch is at its end
+    go.set()
+    for connection in (first, stays):
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        connection.close()
+    assert gate.texts == ["it stays"]
+    wait_until(lambda: server.metrics.value("abandoned_total", reason="left") >= 50)
+    assert server.metrics.value("abandoned_total", reason="left") == 50
+
+
 def test_a_passed_deadline_takes_a_request_out(served: tuple[str, Server], gate: Gate) -> None:
     address, _ = served
     gate.open.clear()

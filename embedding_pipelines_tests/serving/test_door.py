@@ -1,12 +1,15 @@
 """A request that would wait for too long is refused at the door, and no other."""
 
+import asyncio
 import json
 import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from embedding_pipelines.serving import door
 from embedding_pipelines.serving.server import Server
@@ -202,3 +205,67 @@ def test_a_head_has_to_come_in_time_and_an_answer_need_not(
     for peer in (never, slow, used):
         assert peer.is_at_end
         peer.close()
+
+
+def leave(connection: socket.socket) -> None:
+    connection.close()
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def close_half(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_WR)
+
+
+def say_more(connection: socket.socket) -> None:
+    connection.sendall(b"GET / HTTP/1.1")
+
+
+def say_more_and_leave(connection: socket.socket) -> None:
+    say_more(connection)
+    leave(connection)
+
+
+def wait(connection: socket.socket) -> None:
+    pass
+
+
+@pytest.mark.skipif(door.HUNG_UP is None, reason="this system's kernel does not tell")
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    ("act", "is_open"),
+    [
+        (wait, True),
+        (say_more, True),
+        (say_more_and_leave, False),
+        (close_half, False),
+        (leave, False),
+        (reset, False),
+    ],
+)
+def test_who_has_left_is_told_before_the_event_loop_learns_of_it(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    act: Callable[[socket.socket], None],
+    is_open: bool,
+) -> None:
+    async def look() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            peer = socket.create_connection(listening.getsockname())
+            accepted, _ = listening.accept()
+        accepted.setblocking(False)
+        transport, _ = await loop.connect_accepted_socket(asyncio.Protocol, accepted)
+        assert door.is_open(transport)
+        act(peer)
+        assert door.is_open(transport) is is_open
+        assert door.is_open(transport) is is_open  # what it saw is still there for the event loop
+        transport.abort()
+        assert not door.is_open(transport)
+        peer.close()
+        await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(look())

@@ -18,11 +18,28 @@ from embedding_pipelines.serving.lanes import (
     ItemRejected,
     Lane,
     Lanes,
+    Recipient,
 )
 from embedding_pipelines.serving.metrics import Metrics
-from embedding_pipelines.serving.wire import TooManyRequests, Unavailable
+from embedding_pipelines.serving.wire import ClientLeft, TooManyRequests, Unavailable
 
 pytestmark = pytest.mark.anyio
+
+
+class Person(Recipient):
+    """Waits as long as it says, or until it leaves; counts how often somebody looks."""
+
+    def __init__(self, seconds_left: float = 60.0) -> None:
+        self._seconds_left, self.has_left, self.looks = seconds_left, False, 0
+
+    @property
+    def seconds_left(self) -> float:
+        return self._seconds_left
+
+    @property
+    def is_here(self) -> bool:
+        self.looks += 1
+        return not self.has_left
 
 
 class Model:
@@ -156,6 +173,49 @@ async def test_who_leaves_is_not_computed() -> None:
     assert model.lanes.is_idle
 
 
+async def test_who_has_left_when_a_batch_is_taken_is_not_in_it() -> None:
+    model = Model(tokens=2)
+    first = model.send(0)
+    await model.running()
+    some, long = [Person() for _ in range(1_000)], Person()
+    gone = [model.send(number, recipient=each) for number, each in enumerate(some, 1_000)]
+    half = model.send(*range(50), lane="bulk", recipient=long)
+    stays = model.send(7)
+    await asyncio.sleep(0)
+    assert not sum(each.looks for each in some)
+    for each in some:
+        each.has_left = True
+    model.free(2)
+    assert [rows.tolist() for rows in await asyncio.gather(first, stays)] == [[[0]], [[7]]]
+    await model.running()
+    await model.running()  # a batch of the long one has begun
+    long.has_left = True
+    model.free()
+    left = await asyncio.gather(*gone, half, return_exceptions=True)
+    assert {type(each) for each in left} == {ClientLeft}
+    assert [len(batch) for batch in model.batches] == [1, 1, 2]
+    assert [long.looks, {each.looks for each in some}] == [2, {1}]  # once for each batch
+    assert model.lanes.queued_tokens == {"interactive": 0, "bulk": 0}
+    assert model.lanes.is_idle
+
+
+async def test_an_idle_model_does_nothing_for_who_has_left_and_goes_on() -> None:
+    model, person = Model(), Person()
+    person.has_left = True
+    with pytest.raises(ClientLeft):
+        await model.send(1, recipient=person)
+    model.free()
+    first = model.send(0)
+    await model.running()
+    query = asyncio.ensure_future(
+        model.lanes.compute([2], [1], "query", "interactive", recipient=person)
+    )
+    document = model.send(3)  # of another kind: the batch that nobody waits for is not sent
+    await asyncio.gather(first, document)
+    assert isinstance((await asyncio.gather(query, return_exceptions=True))[0], ClientLeft)
+    assert model.batches == [[0], [3]]
+
+
 async def test_a_wait_that_is_too_long_is_refused_with_its_seconds() -> None:
     model = Model(tokens=100)
     model.lanes.record_rate(100, 1.0)  # 100 tokens a second
@@ -169,7 +229,7 @@ async def test_a_wait_that_is_too_long_is_refused_with_its_seconds() -> None:
     one = model.send(2)  # interactive waits for its own lane
     await asyncio.sleep(0)
     with pytest.raises(TooManyRequests):
-        await model.send(3, seconds_left=0.5)
+        await model.send(3, recipient=Person(0.5))
     assert model.metrics.value("refused_total", model="m", lane="bulk") == 1
     model.free()
     await asyncio.gather(running, huge, one)

@@ -40,6 +40,9 @@ async def put(pipeline: Pipeline, body: DocumentsRequest, caller: AnyCaller) -> 
     """Put documents in place of those with their ids: all or none. They are on the disk, and every
     search sees them, when the answer comes."""
     async with _pusher(caller, pipeline) as (pusher, model):
+        values = [value for document in body.documents for value in document.values()]
+        size = sum(len(value) for value in values if isinstance(value, str))
+        model.admit(None, caller.seconds_left, size)
         texts = await asyncio.to_thread(pusher.cut, body.documents)
         # By the lanes, into the embedding cache, before anything is written.
         if texts:
@@ -48,7 +51,7 @@ async def put(pipeline: Pipeline, body: DocumentsRequest, caller: AnyCaller) -> 
                     *(texts, "document", list),
                     name="chunk {} of the documents".format,
                     is_awaited=True,
-                    seconds_left=caller.seconds_left,
+                    recipient=caller,
                 )
             )
         return _reply(await asyncio.to_thread(pusher.put, body.documents))

@@ -71,9 +71,7 @@ async def embeddings(body: EmbeddingsRequest, caller: AnyCaller) -> Response:
     texts = [body.input] if isinstance(body.input, str) else body.input
     too_long: TooLong = "cut" if body.truncate else "refuse"
     embedded = await caller.wait_for(
-        caller.server.embed(
-            served, texts, body.input_type, too_long, seconds_left=caller.seconds_left
-        )
+        caller.server.embed(served, texts, body.input_type, too_long, recipient=caller)
     )
 
     def content(vectors: Vectors) -> bytes:
@@ -204,12 +202,11 @@ async def _embed(
             for number, url in enumerate(images)
         ]
         squares = await caller.server.pictures.squares(files, model.model.resize, "images[{}]")
-        parts.append(await model.embed_images(squares, lane, caller.seconds_left))
+        parts.append(await model.embed_images(squares, lane, caller))
     if texts:
-        left = caller.seconds_left
-        embedded = caller.server.embed(
-            *(served, texts, input_type, too_long), name="texts[{}]", seconds_left=left
+        embedded = await caller.server.embed(
+            *(served, texts, input_type, too_long), name="texts[{}]", recipient=caller
         )
-        parts.insert(0, await embedded)
+        parts.insert(0, embedded)
     vectors = np.concatenate([part.vectors for part in parts])
     return replace(parts[0], vectors=vectors)

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 
 import numpy as np
 from fastapi import APIRouter, Depends, Response
@@ -30,15 +31,15 @@ router = APIRouter(tags=["rerank"], dependencies=[Depends(allow("read"))])
 async def rerank(body: RerankRequest, caller: AnyCaller, response: Response) -> RerankResponse:
     """Score each document by a cross-encoder, where the server has one, or by cosine."""
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
-    reranker = caller.server.reranker
-    if reranker is not None and body.model in (None, reranker.name, reranker.title):
-        scored = await caller.wait_for(
-            reranker.score(body.query, texts, _too_long(body), caller.seconds_left)
-        )
+    rerankers = await caller.server.rerankers()
+    names = {name: each for each in reversed(rerankers) for name in (each.name, each.title)}
+    reranker = caller.server.reranker if body.model is None else names.get(body.model)
+    if reranker is not None:
+        scored = await caller.wait_for(reranker.score(body.query, texts, _too_long(body), caller))
         scores, tokens = scored.scores, scored.tokens
         model, scored_by = reranker.name, f"cross-encoder {reranker.title}"
     else:
-        scores, tokens, model, scored_by = await _by_cosine(body, texts, caller, response)
+        scores, tokens, model, scored_by = await _by_cosine(body, texts, caller, response, [*names])
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     return RerankResponse(
         id=str(uuid.uuid4()),
@@ -60,25 +61,34 @@ async def rerank(body: RerankRequest, caller: AnyCaller, response: Response) -> 
 
 
 async def _by_cosine(
-    body: RerankRequest, texts: list[str], caller: Caller, response: Response
+    body: RerankRequest,
+    texts: list[str],
+    caller: Caller,
+    response: Response,
+    rerankers: Sequence[str],
 ) -> tuple[NDArray[np.float32], int, str, str]:
-    """Scores float32[n], tokens, the model's name, and how it scored."""
+    """Scores float32[n], tokens, the model's name, and how it scored. `rerankers` are those that the
+    request could have named."""
     server = caller.server
-    served = await server.find(body.model)
+    served = await server.find(body.model, rerankers)
     too_long = _too_long(body)
 
     async def work() -> tuple[Embedded, Embedded]:
-        left = caller.seconds_left
         query = server.embed(
-            served, [body.query], "query", too_long, name="query", seconds_left=left
+            *(served, [body.query], "query", too_long), name="query", recipient=caller
         )
         documents = server.embed(
             *(served, texts, "document", too_long),
             name="documents[{}]",
             is_awaited=True,
-            seconds_left=left,
+            recipient=caller,
         )
-        return await asyncio.gather(query, documents)
+        try:
+            async with asyncio.TaskGroup() as both:  # where one is refused, the other ends
+                tasks = both.create_task(query), both.create_task(documents)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return tasks[0].result(), tasks[1].result()
 
     query, documents = await caller.wait_for(work())
     scores = cosine(np.broadcast_to(query.vectors, documents.vectors.shape), documents.vectors)

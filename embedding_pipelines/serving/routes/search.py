@@ -55,7 +55,7 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
             *(caller.server, name, queries, body.k, body.filter, body.mode, too_long, body.rerank),
             principals=caller.principals,
             label="query" if isinstance(body.query, str) else "query[{}]",
-            seconds_left=caller.seconds_left,
+            recipient=caller,
         )
     )
     is_released = results[0].release > 0
@@ -97,9 +97,9 @@ async def _search_like(body: SearchRequest, caller: Caller) -> Response:
     name = await find_pipeline(caller.server, body.pipeline)
     options = (body.k, body.filter, caller.principals)
     if body.like is None:
-        search = search_by_image(caller.server, name, data, *options, caller.seconds_left)
+        search = search_by_image(caller.server, name, data, *options, caller)
     else:
-        search = search_by_documents(caller.server, name, body.like, *options)
+        search = search_by_documents(caller.server, name, body.like, *options, caller)
     result = await caller.wait_for(search)
     answer = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
     headers = {SPACE_HEADER: result.space_id, RELEASE_HEADER: str(result.release)}

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.serving.models import ServedModel
+from embedding_pipelines.serving.wire import TooManyRequests
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -58,6 +61,24 @@ def test_documents_are_searchable_when_the_answer_comes(client: TestClient, home
     assert reply.status_code == 404
     assert log.last() == before  # nothing is said of what is not there
     assert reply.json() == {"error": "Pipeline 'notes' has no document 'a/b?'."}
+
+
+def test_documents_are_not_cut_for_who_is_refused(
+    client: TestClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, cuts = list[int](), list[object]()
+
+    def admit(_: ServedModel, lane: str | None, seconds_left: float, characters: int) -> None:
+        sizes.append(characters)
+        raise TooManyRequests("later", retry_after_seconds=12.0)
+
+    monkeypatch.setattr(ServedModel, "admit", admit)
+    monkeypatch.setattr(Pusher, "cut", lambda *given: cuts.append(given))
+    body = {"documents": [{"id": 2, "text": "one"}, {"id": "3", "text": "four"}]}
+    reply = client.post("/api/embedding-pipelines/notes/documents", json=body)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
+    assert (sizes, cuts) == ([8], [])
+    assert pushed_log(Warehouse(home), "notes").last() == 0
 
 
 def test_documents_of_files_are_replaced_deleted_and_withdrawn(

@@ -1,5 +1,6 @@
 """`POST /rerank`: documents in the order of their relevance."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_pipelines.inference.cross_encoder import CrossEncoder
+from embedding_pipelines.serving.models import ServedReranker, Worker
+from embedding_pipelines.serving.wire import TooManyRequests
+from embedding_pipelines_tests.chain import copy_home, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.cross_encoders import write_cross_encoder
 from embedding_pipelines_tests.serving.homes import client_of
 
@@ -60,3 +65,45 @@ def test_a_cross_encoder_scores_where_the_server_has_one(built_home: Path, tmp_p
     expected = model.scores([("red fox", text) for text in ("blue whale", "a red fox", "red fox")])
     assert np.allclose([scores[0], scores[1], scores[2]], expected, atol=1e-5)
     model.close()
+
+
+@pytest.fixture
+def two(built_home: Path, tmp_path: Path, scored: None) -> Iterator[TestClient]:
+    """A server without a cross-encoder of its own; that of a pipeline is `tiny`."""
+    copy_home(built_home, tmp_path)
+    write_pipeline(tmp_path, "elsewhere", f"{HASHING}search: {{rerank: tiny}}\n")
+    with client_of(tmp_path) as client:
+        yield client
+
+
+def test_the_cross_encoder_of_a_pipeline_scores_by_its_name(two: TestClient) -> None:
+    body = {"query": "red fox", "documents": DOCUMENTS}
+    for model in ("tiny", "hf:tiny"):
+        reply = two.post("/rerank", json={**body, "model": model})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["meta"]["scored_by"] == "cross-encoder hf:tiny"
+        assert [each["index"] for each in reply.json()["results"]] == [0, 1, 2]
+    for other in ({}, {"model": "things"}, {"model": "elsewhere"}):
+        reply = two.post("/rerank", json={**body, **other})
+        assert reply.json()["meta"]["scored_by"].startswith("cosine")
+    reply = two.post("/rerank", json={**body, "model": "tinny"})
+    assert reply.status_code == 404
+    assert "Did you mean 'tiny'?" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("model", ["tiny", "things"])
+def test_who_is_refused_has_cost_nothing(
+    two: TestClient, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    counts = list[object]()
+
+    def admit(worker: Worker, lane: str | None, *given: object) -> None:
+        if isinstance(worker, ServedReranker) or lane is None:  # a query alone goes another way
+            raise TooManyRequests("later", retry_after_seconds=12.0)
+
+    monkeypatch.setattr(ServedReranker, "_count", lambda *given: counts.append(given))
+    monkeypatch.setattr(Worker, "admit", admit)
+    body = {"query": "red fox", "documents": DOCUMENTS, "model": model}
+    reply = two.post("/rerank", json=body)
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
+    assert not counts

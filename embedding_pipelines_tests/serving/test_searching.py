@@ -1,0 +1,70 @@
+"""A search that would be answered too late is refused before anything is done for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedding_pipelines.search import Searcher
+from embedding_pipelines.serving.admission import Line
+from embedding_pipelines.serving.models import ServedModel, ServedReranker
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
+from embedding_pipelines_tests.serving.homes import client_of
+
+KINDS = [
+    ({"query": "fox", "mode": "text"}, "search_embedded"),
+    ({"query": ["fox", "whale"]}, "search_embedded"),
+    ({"like": "1"}, "search_like"),
+]
+
+
+@pytest.mark.parametrize(("body", "function"), KINDS)
+def test_who_comes_sees_the_queries_before_them_and_is_refused_by_their_time(
+    built_home: Path, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any], function: str
+) -> None:
+    with client_of(built_home) as client:
+        server: Server = client.app.state.server  # type: ignore[attr-defined]
+        during, work = list[float](), getattr(Searcher, function)
+
+        def search(self: Searcher, *given: Any, **named: Any) -> Any:
+            during.append(server.searches.waiting)
+            return work(self, *given, **named)
+
+        monkeypatch.setattr(Searcher, function, search)
+        assert client.post("/search", json=body).status_code == 200
+        assert during == [2 if isinstance(body.get("query"), list) else 1]
+        monkeypatch.setattr(Line, "wait_seconds", property(lambda line: 8.0 * line.waiting))
+        assert client.post("/search", json=body).status_code == 200  # nobody is before it
+        server.searches.waiting = 1
+        assert client.post("/search", json=body).status_code == 200
+        monkeypatch.setattr(Server, "searcher", _not_reached)
+        reply = client.post("/search", json=body, headers={TIMEOUT_HEADER: "15"})
+        assert (reply.status_code, reply.headers["retry-after"]) == (
+            429,
+            "8",
+        )  # more than half of it
+        server.searches.waiting = 2
+        reply = client.post("/search", json=body)
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "16")
+        assert "Searches are behind: 16.0 seconds" in reply.json()["error"]
+        assert server.metrics.value("refused_total", model="things", lane="search") == 2
+
+
+def test_a_query_is_not_embedded_where_nobody_could_order_its_hits(
+    built_home: Path, monkeypatch: pytest.MonkeyPatch, scored: None
+) -> None:
+    monkeypatch.setattr(ServedReranker, "admit", refuse)
+    with client_of(built_home, reranker="tiny") as client:
+        client.portal.call(client.app.state.server.wait_until_ready)  # type: ignore
+        monkeypatch.setattr(ServedModel, "_prepare", _not_reached)
+        reply = client.post("/search", json={"query": "fox", "rerank": True})
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
+
+
+def refuse(*given: Any) -> None:
+    raise TooManyRequests("later", retry_after_seconds=12.0)
+
+
+def _not_reached(*given: Any) -> Any:
+    raise AssertionError("this is work for somebody who is refused")
