@@ -161,6 +161,37 @@ def test_it_is_used_by_keyboard_alone(page: Page) -> None:
     assert page.evaluate("document.activeElement.id") == "query"
 
 
+def test_more_like_a_result_by_click_and_by_key(page: Page) -> None:
+    def like(name: str) -> None:
+        page.wait_for_function(
+            "(text) => document.getElementById('sought-name').textContent === text"
+            " && document.getElementById('status').textContent.includes(' ms.')",
+            arg=f"like {name}",
+        )
+        page.wait_for_function(
+            "() => document.activeElement === document.getElementById('hits').firstElementChild"
+        )
+        assert name not in documents(page)
+        assert page.input_value("#query") == ""
+
+    ask(page, "red fox")
+    page.locator("#hits > li").first.get_by_role("button", name="more like this").click()
+    like("1")
+    assert page.url.endswith("?pipeline=things&like=1")
+    second = documents(page)[1]
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("m")
+    like(second)
+    page.go_back()
+    page.wait_for_function("() => document.getElementById('sought-name').textContent === 'like 1'")
+    page.reload()
+    page.wait_for_selector("#hits > li")
+    assert "1" not in documents(page)
+    ask(page, "blue whale")
+    assert page.is_hidden("#sought")
+    assert documents(page)[0] == "2"
+
+
 def test_a_click_on_metadata_narrows_the_search_quotes_and_all(page: Page) -> None:
     ask(page, "rain on the roof")
     page.get_by_role("button", name="cat: it's weather").click()
@@ -323,4 +354,19 @@ def test_an_image_is_chosen_or_dropped_and_hits_are_seen(browser: Browser, tmp_p
         page.wait_for_selector("#sought-image", state="hidden")
         assert page.inner_text("#sought-name") == "phone.heic"
         page.click("#forget")
+        assert page.is_hidden("#sought")
+        # One that is gone when it is read.
+        gone = tmp_path / "gone.png"
+        gone.write_bytes(drawn(COLOURS["red"]))
+        page.evaluate(
+            """() => addEventListener("change", (event) => {
+              window.held = event.target.files[0];
+              event.stopImmediatePropagation();
+            }, { capture: true, once: true })"""
+        )
+        page.set_input_files("#file", gone)
+        gone.unlink()
+        page.evaluate("takeImage(window.held)")
+        page.wait_for_selector("#status.wrong")
+        assert "gone.png cannot be read" in page.inner_text("#status")
         assert page.is_hidden("#sought")

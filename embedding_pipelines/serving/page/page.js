@@ -14,7 +14,7 @@ let map = null; // of the pipeline that is chosen: places, documents, ids
 let hits = [];
 let lit = -1; // the hit that is pointed at
 let asking = null; // the search on its way
-let sought = null; // the image that is searched for, as a data URL
+let sought = null; // what is searched for in place of words: {image}, a data URL, or {like}, an id
 let shown = []; // addresses of thumbnails, to be given back
 const takers = new Map(); // by pipeline: whether its model takes images
 const MOST_BYTES = 20 * 2 ** 20; // of an image, as the server has it
@@ -61,7 +61,7 @@ async function choosePipeline() {
   const name = get("pipeline").value;
   get("release").textContent = "";
   get("by-image").hidden = !takers.get(name);
-  if (sought && !takers.get(name)) forgetImage();
+  if (sought?.image && !takers.get(name)) forget();
   map = null;
   get("map").hidden = true;
   try {
@@ -83,16 +83,16 @@ async function choosePipeline() {
 async function search(event) {
   event?.preventDefault();
   const query = get("query").value.trim();
-  if (event && query) forgetImage(); // who asks in words means these
+  if (event && query) forget(); // who asks in words means these
   if (!query && !sought) return;
   const body = { pipeline: get("pipeline").value, k: Number(get("k").value) || 10 };
   if (get("filter").value.trim()) body.filter = get("filter").value.trim();
-  if (sought) body.image = sought;
+  if (sought) Object.assign(body, sought);
   else {
     body.query = query;
     if (get("mode").value) body.mode = get("mode").value;
-    remember(body);
   }
+  if (!body.image) remember(body);
   asking?.abort();
   const own = (asking = new AbortController());
   say("Searching …");
@@ -152,6 +152,14 @@ function card(hit, number, sought) {
     });
     metadata.append(chip);
   }
+  const like = make("button", "like", "more like this");
+  like.type = "button";
+  like.title = `Search for what is like ${hit.document_id}`;
+  like.addEventListener("click", (event) => {
+    event.stopPropagation();
+    seekLike(hit.document_id);
+  });
+  metadata.append(like);
   if (hit.metadata.image) item.append(thumbnail(hit));
   item.append(head, text, metadata);
   item.addEventListener("focusin", () => light(number));
@@ -185,22 +193,35 @@ function takeImage(file) {
   if (file.size > MOST_BYTES) return say(`${file.name} is larger than ${MOST_BYTES >> 20} MB. Reduce it.`, true);
   const reader = new FileReader();
   reader.addEventListener("load", () => {
-    sought = reader.result;
-    get("sought-image").hidden = false;
-    get("sought-image").src = sought;
-    get("sought-name").textContent = file.name;
-    get("sought").hidden = false;
-    get("query").value = "";
+    seek({ image: reader.result }, file.name);
     search();
   });
+  reader.addEventListener("error", () =>
+    say(`${file.name} cannot be read. Is it a file, still there, and may you open it?`, true));
   reader.readAsDataURL(file.type ? file : new Blob([file], { type: "image/unknown" }));
 }
 
-function forgetImage() {
+// Search for something in place of words, from now on; the page shows it by its name.
+function seek(what, name) {
+  sought = what;
+  get("sought-image").hidden = !what.image;
+  if (what.image) get("sought-image").src = what.image;
+  else get("sought-image").removeAttribute("src");
+  get("sought-name").textContent = name;
+  get("sought").hidden = false;
+  get("query").value = "";
+}
+
+async function seekLike(id) {
+  seek({ like: id }, `like ${id}`);
+  await search();
+  get("hits").firstElementChild?.focus(); // in place of the hit that was chosen, which is gone
+}
+
+function forget() {
   sought = null;
   get("sought").hidden = true;
   get("sought-image").removeAttribute("src");
-  get("file").value = "";
 }
 
 // Short words say little; they count where the query has no others.
@@ -234,8 +255,8 @@ function narrow(name, value) {
   search();
 }
 
-function remember({ pipeline, query, filter, mode, k }) {
-  const parameters = new URLSearchParams({ pipeline, q: query });
+function remember({ pipeline, query, like, filter, mode, k }) {
+  const parameters = new URLSearchParams(like ? { pipeline, like } : { pipeline, q: query });
   if (filter) parameters.set("filter", filter);
   if (mode) parameters.set("mode", mode);
   if (k !== 10) parameters.set("k", k);
@@ -249,6 +270,9 @@ function recall() {
     get(id).value = parameters.get(name) ?? otherwise;
   }
   if (get("filter").value || get("mode").value) get("options").open = true;
+  const like = parameters.get("like");
+  if (like) seek({ like }, `like ${like}`);
+  else forget();
 }
 
 // ---------------------------------------------------------------- map
@@ -352,12 +376,15 @@ function near(event) {
 
 // ---------------------------------------------------------------- what people do
 get("search").addEventListener("submit", search);
-get("file").addEventListener("change", () => takeImage(get("file").files[0]));
+get("file").addEventListener("change", () => {
+  takeImage(get("file").files[0]);
+  get("file").value = ""; // so that the same one may be chosen again
+});
 get("sought-image").addEventListener("error", () => {
   get("sought-image").hidden = true; // HEIC and TIFF are read by the server, not by every browser
 });
 get("forget").addEventListener("click", () => {
-  forgetImage();
+  forget();
   get("query").focus();
 });
 addEventListener("dragover", (event) => {
@@ -379,6 +406,7 @@ addEventListener("paste", (event) => {
   if (file) takeImage(file);
 });
 get("pipeline").addEventListener("change", () => {
+  if (sought?.like) forget(); // another pipeline has no such document
   hits = [];
   get("hits").replaceChildren();
   say("");
@@ -414,6 +442,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "/" && !isTyping) get("query").focus(), get("query").select();
   else if (event.key === "Escape" && here >= 0) get("query").focus();
   else if (event.key === "Enter" && here >= 0) items[here].classList.toggle("whole");
+  else if (event.key === "m" && here >= 0) seekLike(hits[here].document_id);
   else if (event.key === "ArrowDown" && (here >= 0 || document.activeElement === get("query")))
     items[Math.min(here + 1, items.length - 1)]?.focus();
   else if (event.key === "ArrowUp" && here >= 0) (items[here - 1] || get("query")).focus();
@@ -424,7 +453,7 @@ addEventListener("keydown", (event) => {
 async function start() {
   try {
     await listPipelines();
-    if (get("query").value) await search();
+    if (get("query").value || sought) await search();
   } catch (error) {
     say(error.message, true);
   }
