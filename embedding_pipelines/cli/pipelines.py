@@ -128,8 +128,11 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
-def status(names: Names = None) -> Outcomes:
-    """Show freshness, rows, releases, faults and the next tick."""
+def status(names: Names = None, server: ServerUrl = None) -> Outcomes:
+    """Show freshness, rows, releases, faults and, of pipelines here, the next tick."""
+    if server:
+        yield from remote.status(server, names)
+        return
     from embedding_pipelines.dagster_files import NO_DAEMON, is_without_daemon
     from embedding_pipelines.status import pipeline_status
 

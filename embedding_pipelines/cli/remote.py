@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.cli.common import Outcomes, Output, Problem
-from embedding_pipelines.cli.terminal import make_console, print_hits, say
-from embedding_pipelines.errors import EmbeddingPipelinesError, counted
+from embedding_pipelines.cli.terminal import make_console, print_hits, print_statistics, say
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, counted
 
 if TYPE_CHECKING:
     from embedding_pipelines.serving.client import EmbeddingPipelines
@@ -33,6 +33,31 @@ def rows(server: str, filter: str) -> list[dict[str, Any]]:
     """The pipelines of a server, as `list` shows them."""
     with open_client(server) as client:
         return [each.model_dump(mode="json") for each in client.list(filter)]
+
+
+def status(server: str, names: Sequence[str] | None) -> Outcomes:
+    """As the command `status`."""
+    from embedding_pipelines.serving.wire import NotFound
+
+    problems = list[Problem]()
+    with open_client(server) as client:
+        rows = [] if names else client.list()
+        for name in dict.fromkeys(names or ()):
+            try:
+                rows.append(client.get(name))
+            except NotFound as error:
+                problems.append(Problem(str(error), name))
+    if not rows and not problems:
+        raise ConfigError(f"There are no pipelines on {server}.")
+    problems += [Problem(row.problem, row.pipeline) for row in rows if row.problem]
+    for number, row in enumerate(row for row in rows if not row.problem):
+        values = row.model_dump(mode="json")
+        statistics = {name: values[name] for name in values if values[name] not in (None, [])}
+        for name in ("pipeline", "states", "up_to_date", "source_is_released"):
+            statistics.pop(name, None)  # said by the title, and in words
+        title = f"\n{row.pipeline}" if number else row.pipeline
+        yield Output([values], partial(print_statistics, make_console(), title, statistics))
+    yield from problems
 
 
 def create(server: str, config: Mapping[str, Any]) -> "CreatedReply":

@@ -63,6 +63,15 @@ def test_commands_go_to_the_server(command: Command, server: str, tmp_path: Path
     assert (
         command("list", "--filter", "active", "--server", server).out == "No pipeline is active.\n"
     )
+    said = command("status", "1", "nothing", "--server", server, "--json")
+    assert [(row["id"], row["pipeline"], row["status"]) for row in said.results] == [
+        (1, "products", "new")
+    ]
+    assert (said.code, "There is no pipeline 'nothing'" in said.err + said.out) == (1, True)
+    said = command("status", "--server", server)
+    assert said.code == 0, said.err
+    assert said.out.index("products") < said.out.index("texts")
+    assert "hashing" in said.out
     (tmp_path / "there" / "end").write_text("")
     said = command("run", "products", "--server", server)
     assert said.code == 0, said.err

@@ -56,7 +56,9 @@ def test_a_query_is_not_embedded_where_nobody_could_order_its_hits(
 ) -> None:
     monkeypatch.setattr(ServedReranker, "admit", refuse)
     with client_of(built_home, reranker="tiny") as client:
-        client.portal.call(client.app.state.server.wait_until_ready)  # type: ignore
+        server: Server = client.app.state.server  # type: ignore[attr-defined]
+        assert client.portal is not None
+        client.portal.call(server.wait_until_ready)
         monkeypatch.setattr(ServedModel, "_prepare", _not_reached)
         reply = client.post("/search", json={"query": "fox", "rerank": True})
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
