@@ -129,7 +129,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def status(names: Names = None, server: ServerUrl = None) -> Outcomes:
-    """Show freshness, rows, releases, faults and, of pipelines here, the next tick."""
+    """Show freshness, rows, releases, faults and the next tick."""
     if server:
         yield from remote.status(server, names)
         return
