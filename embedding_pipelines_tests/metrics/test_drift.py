@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy.special import chdtrc
 
-from embedding_pipelines.metrics.drift import SAMPLE, Drift, Sketch, _chance, drift
+from embedding_pipelines.metrics.drift import (
+    SAMPLE,
+    Drift,
+    Sketch,
+    _chance,
+    _energy_test,
+    drift,
+)
 from embedding_pipelines_tests.compression.contract import clustered
 
 PARTITIONS = 8
@@ -84,6 +91,14 @@ def test_a_small_change_to_shared_documents_is_no_drift() -> None:
     found = drift(sketch(vectors), sketch(vectors[:-30]))
     assert found.p_value > 0.5
     assert found.worst_partition_p > 0.5
+
+
+def test_vectors_that_releases_share_count_as_often_as_they_come() -> None:
+    before = clustered(200, 64).astype(np.float64)
+    now = np.concatenate([before[:150] + 0.3, before[150:], before[190:]])
+    apart = np.arange(len(now))[:, None] * 1e-9  # nothing is the same any more
+    shared, distinct = _energy_test(now, before, 0), _energy_test(now + apart, before, 0)
+    assert shared == distinct < 0.5
 
 
 @pytest.mark.parametrize("freedom", [1.0, 1.7, 30.0, 384.0])

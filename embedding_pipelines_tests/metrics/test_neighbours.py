@@ -32,15 +32,18 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def searched(asked: np.ndarray, vectors: np.ndarray, k: int, sizes: list[int]) -> Neighbours:
-    """What a search finds if the vectors come in blocks of these sizes, over and over."""
+    """What a search finds if the vectors come in blocks of these sizes, over and over, of which those
+    of four rows and fewer wait for the next."""
     search = ExactSearch(asked, k)
     start, turn = 0, 0
-    while start < len(vectors):
-        size = sizes[turn % len(sizes)]
-        block = vectors[start : start + size]
-        search.add([f"d{row}" for row in range(start, start + len(block))], block)
-        start, turn = start + size, turn + 1
-    return search.result()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "ROWS_TOGETHER", 5)
+        while start < len(vectors):
+            size = sizes[turn % len(sizes)]
+            block = vectors[start : start + size]
+            search.add([f"d{row}" for row in range(start, start + len(block))], block)
+            start, turn = start + size, turn + 1
+        return search.result()
 
 
 @given(queries, corpus, st.integers(1, 12), st.lists(st.integers(1, 50), min_size=1, max_size=5))
@@ -126,7 +129,9 @@ def test_what_is_as_near_as_the_last_counts_as_found() -> None:
 
 @given(corpus.filter(lambda vectors: len(vectors) > 3))
 def test_the_nearest_others_are_those_of_a_full_sort(vectors: np.ndarray) -> None:
-    near, found = nearest_others(vectors, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "SORTED_AT_ONCE", 2 * len(vectors))  # two rows of four times two
+        near, found = nearest_others(vectors, 3)
     true = cosines(vectors, vectors)
     true[np.isneginf(true)] = 0
     np.fill_diagonal(true, -np.inf)
