@@ -76,6 +76,9 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._intact: set[str] = set()  # shards whose bytes were compared; their names never return
+        # By partition, with the inode, size and time of the file that they were read from: a run asks
+        # for each some twenty times, and a file is never changed in place.
+        self._read: dict[str, tuple[tuple[int, int, int], Manifest | None]] = {}
 
     def manifest(self, partition: str) -> Manifest | None:
         """The partition's manifest; None if it was never written, is lost or cut short."""
@@ -89,10 +92,17 @@ class Shards:
 
     def recorded(self, partition: str) -> Manifest | None:
         """As `manifest`, whether its shard is on this machine or not."""
+        path = self.folder / f"{partition}.json"
         try:
-            return parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
-        except StoreError:
+            status = path.stat()
+            stamp = status.st_ino, status.st_size, status.st_mtime_ns
+            before, manifest = self._read.get(partition, (None, None))
+            if before != stamp:
+                manifest = parse_state(Manifest, read_json(path))
+                self._read[partition] = stamp, manifest
+        except (StoreError, FileNotFoundError):
             return None
+        return manifest
 
     def manifests(self, partitions: Iterable[str]) -> list[Manifest]:
         """Of those partitions that have one."""

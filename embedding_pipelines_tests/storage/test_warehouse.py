@@ -75,6 +75,17 @@ def test_a_shard_that_a_power_cut_left_short_was_never_made(tmp_path: Path, left
     assert numbers(shards) == list(range(100))
 
 
+def test_a_manifest_is_read_once_until_another_process_replaces_it(tmp_path: Path) -> None:
+    ours, others = Shards(tmp_path), Shards(tmp_path)
+    first = others.write("b00", SCHEMA, [batch(0, 3)], "in", "as", {})
+    assert ours.manifest("b00") == first
+    assert ours.manifest("b00") is ours.manifest("b00")
+    second = others.write("b00", SCHEMA, [batch(3, 6)], "in", "as", {})
+    assert ours.manifest("b00") == second != first
+    (tmp_path / "b00.json").unlink()
+    assert ours.manifest("b00") is None
+
+
 def test_an_empty_partition_is_written_with_its_schema(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     assert shards.write("b00", SCHEMA, [], "", "", {}).rows == 0
