@@ -1,6 +1,7 @@
 """Commands that change what is live: `run`, with `plan` of it, `release` and `rollback`."""
 
 import contextlib
+import gc
 import re
 import time
 from collections.abc import Iterator
@@ -194,10 +195,11 @@ def run_one(
     With a reason, release the newest table version as it is, though checks of its quality failed.
     `share` and `deadline` are as those of `Limited`, `retry_rejected` as that of `run_pipeline`.
     """
-    from embedding_pipelines.activity import forget_activity
-    from embedding_pipelines.progress import Limited
-    from embedding_pipelines.remote import is_current
-    from embedding_pipelines.steps.chain import steps_of, up_to_date
+    with _of_what_stays():
+        from embedding_pipelines.activity import forget_activity
+        from embedding_pipelines.progress import Limited
+        from embedding_pipelines.remote import is_current
+        from embedding_pipelines.steps.chain import steps_of, up_to_date
 
     started, run_id, problem = time.perf_counter(), None, ""
     steps = [step.name for step in steps_of(spec)]
@@ -210,8 +212,9 @@ def run_one(
             if reports is not None:
                 forget_activity(run)
         if reports is None:
-            from embedding_pipelines.orchestration.launch import run_pipeline
-            from embedding_pipelines.vectors import do_without_pandas
+            with _of_what_stays():
+                from embedding_pipelines.orchestration.launch import run_pipeline
+                from embedding_pipelines.vectors import do_without_pandas
 
             do_without_pandas()
             outcome = run_pipeline(home_folder(), spec, limited, force_reason, retry_rejected)
@@ -236,6 +239,18 @@ def run_one(
         "steps": rows,
     }
     return result, problem
+
+
+@contextlib.contextmanager
+def _of_what_stays() -> Iterator[None]:
+    """Imports, whose objects Python looks through for cycles neither now nor later: three times take
+    0.11 s of a run's processor time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @app.command()
