@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from embedding_pipelines.access import Principals, Visible
 from embedding_pipelines.embedding.texts import TooLong
@@ -60,18 +60,25 @@ async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
     )
 
 
-def admit(server: Server, name: str, recipient: Recipient) -> None:
-    """Raises TooManyRequests if a search of a pipeline that comes now would be answered too late;
-    before anything is done for it. What its model has to do is for `ServedModel.embed` to refuse."""
-    if not server.searches.waiting:
-        return
-    wait = 2 * server.lag.seconds + server.searches.wait_seconds
-    if wait > min(MAX_WAIT_SECONDS, recipient.seconds_left * OF_DEADLINE):
+@contextlib.contextmanager
+def admitted(server: Server, name: str, recipient: Recipient, queries: int = 1) -> Iterator[None]:
+    """A search of a pipeline, from when it comes to its answer. Raises TooManyRequests if that would
+    come too late; before anything is done for it. What its model has to do is for
+    `ServedModel.embed` to refuse.
+
+    One query is counted all the time, since it waits for a thread more than once. Many are counted
+    part by part, as they take turns with others.
+    """
+    line = server.searches
+    wait = 2 * server.lag.seconds + line.wait_seconds
+    if line.waiting and wait > min(MAX_WAIT_SECONDS, recipient.seconds_left * OF_DEADLINE):
         server.metrics.count("refused_total", model=name, lane="search")
         raise TooManyRequests(
             f"Searches are behind: {wait:.1f} seconds. Send it again after that time.",
             retry_after_seconds=wait,
         )
+    with line.stand(1 if queries == 1 else 0):
+        yield
 
 
 async def search_pipeline(
@@ -90,12 +97,11 @@ async def search_pipeline(
 ) -> "Sequence[SearchResult]":
     """A result for each query from the pipeline's live release. `label` says what errors call a
     query, by its number. Before the first release words are searched in the texts as they are cut.
-    `rerank`: whether a cross-encoder orders the hits, None: as the pipeline says. Raises as `admit`,
+    `rerank`: whether a cross-encoder orders the hits, None: as the pipeline says. Raises as
     `Searcher.search`, `ServedModel.embed` and `ServedReranker.score`, and ReleaseError without a
     release."""
     from embedding_pipelines.search import is_unreleased
 
-    admit(server, name, recipient)
     served = (await server.served()).get(name)
     has_texts_alone = False
     if served and not served.release:  # in a thread: it may open the model, or ask a bucket
@@ -104,8 +110,7 @@ async def search_pipeline(
         opener = partial(server.unreleased, served)
         texts = await asyncio.to_thread(open_for, server, name, principals, opener)
         return [
-            await _in_thread(server, 1, texts.search, query, k, filter, principals)
-            for query in queries
+            await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
         ]
     searcher = await open_searcher(server, name, principals)
     reranker = _reranker(server, name, rerank)
@@ -129,30 +134,23 @@ async def search_pipeline(
     for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
         some = slice(first, first + QUERIES_AT_ONCE)
         some_vectors = None if vectors is None else vectors[some]
-        results += await _in_thread(
-            server,
-            len(queries[some]),
-            searcher.search_embedded,
-            queries[some],
-            some_vectors,
-            space,
-            most,
-            filter,
-            mode,
-            principals,
-        )
+        with server.searches.stand(len(queries[some]) if len(queries) > 1 else 0):
+            results += await asyncio.to_thread(
+                searcher.search_embedded,
+                queries[some],
+                some_vectors,
+                space,
+                most,
+                filter,
+                mode,
+                principals,
+            )
     for result in results:
         result.notes.extend(notes)
     if reranker is not None:
         clean = searcher.release.spec.preprocessing.clean.text
         results = [await _reranked(reranker, each, clean, k, recipient) for each in results]
     return results
-
-
-async def _in_thread(server: Server, queries: int, function: Callable[..., T], *given: Any) -> T:
-    """Search, where those who come later see how many are before them."""
-    with server.searches.stand(queries):
-        return await asyncio.to_thread(function, *given)
 
 
 def _model(server: Server, name: str, searcher: "Searcher") -> ServedModel:
@@ -228,7 +226,6 @@ async def search_by_image(
 ) -> "SearchResult":
     """What of a pipeline's live release is like an image, by its file. Raises BadRequest for what is
     no image and for a model that takes texts alone, else as `search_pipeline`."""
-    admit(server, name, recipient)
     searcher = await open_searcher(server, name, principals)
     model = _model(server, name, searcher)
     if not model.options.takes_images:
@@ -238,13 +235,8 @@ async def search_by_image(
     model.admit("interactive", recipient.seconds_left)
     squares = await server.pictures.squares([data], model.model.resize, "image")
     embedded = await model.embed_images(squares, "interactive", recipient)
-    return await _in_thread(
-        *(server, 1, searcher.search_vector),
-        embedded.vectors[0],
-        embedded.space,
-        k,
-        filter,
-        principals,
+    return await asyncio.to_thread(
+        searcher.search_vector, embedded.vectors[0], embedded.space, k, filter, principals
     )
 
 
@@ -255,14 +247,13 @@ async def search_by_documents(
     k: int,
     filter: Filter | None,
     principals: Principals,
-    recipient: Recipient,
 ) -> "SearchResult":
-    """What of a pipeline's live release is like documents, by their ids. Raises as `admit` and
+    """What of a pipeline's live release is like documents, by their ids. Raises as
     `Searcher.search_like`."""
-    admit(server, name, recipient)
     searcher = await open_searcher(server, name, principals)
-    search = partial(searcher.search_like, principals=principals)
-    return await _in_thread(server, 1, search, documents, k, filter)
+    return await asyncio.to_thread(
+        partial(searcher.search_like, principals=principals), documents, k, filter
+    )
 
 
 def _notes(truncated_tokens: int, unknown: str) -> list[str]:

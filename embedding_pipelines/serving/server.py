@@ -109,7 +109,7 @@ class Server:
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
         self.permissions = permissions or Permissions()
         self.metrics, self.lag = Metrics(), Lag()
-        self.searches = Line()  # queries that wait for a thread, or are in one
+        self.searches = Line()  # queries that are not answered yet
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)
         self.pictures = Pictures(home)

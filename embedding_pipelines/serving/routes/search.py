@@ -12,6 +12,7 @@ from embedding_pipelines.serving.direct import Function
 from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.receipts import keep_receipts
 from embedding_pipelines.serving.searching import (
+    admitted,
     find_pipeline,
     search_by_documents,
     search_by_image,
@@ -50,14 +51,16 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
         )
     name = await find_pipeline(caller.server, body.pipeline)
     too_long: TooLong = "cut" if body.truncate else "refuse"
-    results = await caller.wait_for(
-        search_pipeline(
-            *(caller.server, name, queries, body.k, body.filter, body.mode, too_long, body.rerank),
-            principals=caller.principals,
-            label="query" if isinstance(body.query, str) else "query[{}]",
-            recipient=caller,
+    with admitted(caller.server, name, caller, len(queries)):
+        results = await caller.wait_for(
+            search_pipeline(
+                *(caller.server, name, queries, body.k, body.filter, body.mode),
+                *(too_long, body.rerank),
+                principals=caller.principals,
+                label="query" if isinstance(body.query, str) else "query[{}]",
+                recipient=caller,
+            )
         )
-    )
     is_released = results[0].release > 0
     receipts: Sequence[str | None] = [None] * len(results)
     if is_released:
@@ -96,11 +99,12 @@ async def _search_like(body: SearchRequest, caller: Caller) -> Response:
         data = await asyncio.to_thread(image_bytes, body.image, "image")
     name = await find_pipeline(caller.server, body.pipeline)
     options = (body.k, body.filter, caller.principals)
-    if body.like is None:
-        search = search_by_image(caller.server, name, data, *options, caller)
-    else:
-        search = search_by_documents(caller.server, name, body.like, *options, caller)
-    result = await caller.wait_for(search)
+    with admitted(caller.server, name, caller):
+        if body.like is None:
+            search = search_by_image(caller.server, name, data, *options, caller)
+        else:
+            search = search_by_documents(caller.server, name, body.like, *options)
+        result = await caller.wait_for(search)
     answer = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
     headers = {SPACE_HEADER: result.space_id, RELEASE_HEADER: str(result.release)}
     data = await asyncio.to_thread(lambda: answer.model_dump_json().encode())
