@@ -66,7 +66,7 @@ def serve_s3(log: Path) -> Iterator[str]:
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
+        process.kill()  # not SIGTERM, which a shell may have told all that it starts to ignore
         process.wait()
 
 

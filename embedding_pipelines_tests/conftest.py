@@ -3,9 +3,11 @@
 import functools
 import logging
 import os
+import pickle
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import sqlalchemy
 from hypothesis import HealthCheck, settings
 
+from embedding_pipelines import pool
 from embedding_pipelines.environment import HOME_VARIABLE, instance_folder
 from embedding_pipelines_tests.buckets import Proxy, TestBucket, new_bucket, proxy_to, serve_s3
 
@@ -91,6 +94,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with proofs come first, so that no process is alone with one in the end."""
     proofs = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in proofs)
+
+
+@pytest.fixture
+def decoded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool's tasks are done in this process: to start those of its own takes longer than the rest
+    of a small test. What would go to and fro is pickled nevertheless."""
+
+    def submit(_: pool.Pool, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        reply = pool._do(pickle.dumps((function, arguments)))
+        is_result, value = pickle.loads(reply)  # noqa: S301  # of this process
+        if is_result:
+            future.set_result(value)
+        else:
+            future.set_exception(value)
+        return future
+
+    monkeypatch.setattr(pool.Pool, "submit", submit)
 
 
 PLAIN = """\

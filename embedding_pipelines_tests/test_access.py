@@ -212,9 +212,12 @@ def test_a_file_that_is_rewritten_in_place_opens_nothing_for_a_moment(
     assert access.visible(["bob"]) == seen
 
 
-def write_table(home: Path, kind: str) -> str:
-    """Permissions of one kind; their options."""
-    pairs = [("id-7", ["ann", "bob"]), ("id-3", ["bob"])]
+NAMED = [("id-7", ["ann", "bob"]), ("id-3", ["bob"])]
+
+
+def write_table(home: Path, kind: str, pairs: list[tuple[str, list[str]]] = NAMED) -> str:
+    """Permissions of one kind; their section of a pipeline file."""
+    options = f"kind: {kind}, path: acl.{kind}"
     rows = [{"document": name, "who": who} for name, who in pairs]
     if kind == "jsonl":
         (home / "acl.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -222,26 +225,24 @@ def write_table(home: Path, kind: str) -> str:
         (home / "acl.json").write_text(json.dumps(rows))
     elif kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), home / "acl.parquet")
-    elif kind == "csv.gz":
-        text = "document,who\n" + "\n".join(f"{name},{each}" for name, who in pairs for each in who)
-        (home / "acl.csv.gz").write_bytes(gzip.compress(text.encode()))
-        return "kind: csv, path: acl.csv.gz"
+    elif kind in ("csv", "csv.gz"):
+        lines = [f'{name},"{each}"' for name, who in pairs for each in who]
+        text = "\n".join(["document,who", *lines, ""]).encode()
+        (home / f"acl.{kind}").write_bytes(gzip.compress(text) if kind == "csv.gz" else text)
+        options = f"kind: csv, path: acl.{kind}"
     elif kind == "sql":
         with sqlite3.connect(home / "acl.db") as database:
             database.execute("CREATE TABLE acl (document, who)")
-            values = [(name, json.dumps(who)) for name, who in pairs]
+            values = [(name, json.dumps(who) if who[1:] else who[0]) for name, who in pairs]
             database.executemany("INSERT INTO acl VALUES (?, ?)", values)
         database.close()
-        return "kind: sql, url: sqlite:///acl.db, table: acl"
-    return f"kind: {kind}, path: acl.{kind}"
+        options = "kind: sql, url: sqlite:///acl.db, table: acl"
+    return f"permissions: {{{options}, id: document, principals: who}}\n"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv.gz", "sql"])
 def test_permissions_are_in_any_table(home: Path, kind: str) -> None:
-    options = write_table(home, kind)
-    write_pipeline(
-        home, "p", f"{HASHING}permissions: {{{options}, id: document, principals: who}}\n"
-    )
+    write_pipeline(home, "p", HASHING + write_table(home, kind))
     with Searcher(home, "p") as searcher:
         assert ids(searcher, ["bob"]) == ["id-3", "id-7"]
         assert ids(searcher, ["ann"]) == ["id-7"]
@@ -249,26 +250,8 @@ def test_permissions_are_in_any_table(home: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv", "sql"])
 def test_a_line_break_in_a_name_makes_no_other_name_of_it(home: Path, kind: str) -> None:
-    rows = [{"document": "id-7", "who": ["ann\nbob"]}, {"document": "id-3", "who": ["ann", " "]}]
-    if kind == "jsonl":
-        (home / "acl.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    elif kind == "json":
-        (home / "acl.json").write_text(json.dumps(rows))
-    elif kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), home / "acl.parquet")
-    elif kind == "csv":
-        (home / "acl.csv").write_text('document,who\nid-7,"ann\nbob"\nid-3,ann\n')
-    options = f"kind: {kind}, path: acl.{kind}"
-    if kind == "sql":
-        with sqlite3.connect(home / "acl.db") as database:
-            database.execute("CREATE TABLE acl (document, who)")
-            values = [("id-7", "ann\nbob"), ("id-3", '["ann"]')]
-            database.executemany("INSERT INTO acl VALUES (?, ?)", values)
-        database.close()
-        options = "kind: sql, url: sqlite:///acl.db, table: acl"
-    write_pipeline(
-        home, "p", f"{HASHING}permissions: {{{options}, id: document, principals: who}}\n"
-    )
+    pairs = [("id-7", ["ann\nbob"]), ("id-3", ["ann", " "])]
+    write_pipeline(home, "p", HASHING + write_table(home, kind, pairs))
     access = Access(home, "p", None)
     assert access.visible(["ann"]) == Visible(frozenset({"id-3"}))
     assert access.visible(["bob"]) == Visible(frozenset())
@@ -276,9 +259,7 @@ def test_a_line_break_in_a_name_makes_no_other_name_of_it(home: Path, kind: str)
 
 
 def test_a_database_is_looked_at_again_after_some_seconds(home: Path) -> None:
-    options = write_table(home, "sql")
-    file = f"{HASHING}permissions: {{{options}, id: document, principals: who}}\n"
-    write_pipeline(home, "p", file)
+    write_pipeline(home, "p", HASHING + write_table(home, "sql"))
     now = [0.0]
     access = Access(home, "p", None, clock=lambda: now[0])
     assert access.visible(["ann"]) == Visible(frozenset({"id-7"}))

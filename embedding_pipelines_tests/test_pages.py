@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,7 +176,17 @@ def _anchors(text: str, marks: str = "#+") -> set[str]:
     return {re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-") for name in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def _markdown() -> Iterator[Path]:
+    """All of the project's, and nothing of what is installed, built or made in its folder."""
+    yield from ROOT.glob("*.md")
+    for folder in ROOT.glob("[a-z]*"):
+        yield from folder.glob("*.md" if folder.name in ("build", "data", "dist") else "**/*.md")
+
+
+MARKDOWN = {path.relative_to(ROOT).as_posix(): path for path in sorted(_markdown())}
+
+
+@pytest.mark.parametrize("page", MARKDOWN.values(), ids=list(MARKDOWN))
 def test_no_link_leads_nowhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         name, _, anchor = link.partition("#")
@@ -183,6 +194,16 @@ def test_no_link_leads_nowhere(page: Path) -> None:
             target = page.parent / name if name else page
             assert target.is_file(), link
             assert not anchor or anchor in _anchors(target.read_text(encoding="utf-8")), link
+
+
+# What pages show users are files of their own; CHANGELOG.md tells of some that were.
+@pytest.mark.parametrize("page", sorted(MARKDOWN.keys() - TEXTS.keys() - {"CHANGELOG.md"}))
+def test_a_file_that_a_page_for_developers_names_is_there(page: str) -> None:
+    folders = (ROOT, ROOT / "embedding_pipelines", ROOT / "embedding_pipelines_tests")
+    names = re.findall(
+        r"(?<![\w/.~*<{-])((?:\w+/)+\w+\.(?:py|md))\b", MARKDOWN[page].read_text("utf-8")
+    )
+    assert [n for n in names if not any((folder / n).is_file() for folder in folders)] == []
 
 
 def test_the_contents_lead_to_every_page_and_section() -> None:

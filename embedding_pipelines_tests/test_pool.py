@@ -8,9 +8,11 @@ import sys
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from embedding_pipelines import pool as pool_module
 from embedding_pipelines.images import ImageError, decode
 from embedding_pipelines.pool import Pool, ProcessDied
 
@@ -35,14 +37,22 @@ def test_results_and_exceptions_come_back_and_a_death_fails_one_task() -> None:
         pool.submit(operator.add, 1, 2)
 
 
-def test_what_takes_too_long_or_too_much_memory_fails_alone() -> None:
-    with Pool(1, task_seconds=5) as pool:
+def test_what_takes_too_long_or_too_much_memory_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, limits = pool_module._run, iter([0.2])  # of the first task; the others take what they take
+
+    def limited(process: Any, message: bytes, future: Any, seconds: float) -> bool:
+        return run(process, message, future, next(limits, seconds))
+
+    monkeypatch.setattr(pool_module, "_run", limited)
+    with Pool(1) as pool:
         slow, large, after = (
             pool.submit(time.sleep, 60),
             pool.submit(bytes, 3 << 30),
             pool.submit(operator.add, 3, 4),
         )
-        with pytest.raises(ProcessDied, match="it took more than 5 s"):
+        with pytest.raises(ProcessDied, match=r"it took more than 0\.2 s"):
             slow.result()
         with pytest.raises(MemoryError):
             large.result()

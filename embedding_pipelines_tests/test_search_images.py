@@ -38,6 +38,8 @@ from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.seeing import COLOURS, Seeing, draw, seeing
 
+pytestmark = pytest.mark.usefixtures("decoded_here")
+
 NAMES = list(COLOURS)
 PIPELINE = """\
 source:

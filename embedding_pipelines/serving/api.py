@@ -86,10 +86,6 @@ def create_app(server: Server) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # `routes/page.py` has it, from this server alone
         redoc_url=None,
-        responses={
-            status: {"model": ErrorBody, "description": text}
-            for status, text in ERROR_STATUSES.items()
-        },
     )
     app.state.server = server
     handlers: dict[type[Exception], Handler] = {
@@ -192,13 +188,25 @@ def _place(location: tuple[int | str, ...]) -> str:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """What FastAPI writes, without the status 422, which is a 400 here."""
+    """What FastAPI writes, without the status 422, which is a 400 here, and with the errors, which
+    every operation has: FastAPI would build a model for each, four fifths of a first request."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
-                operation["responses"].pop("422", None)
+                _add_errors(operation["responses"])
+        models = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
-            schema.get("components", {}).get("schemas", {}).pop(name, None)
+            models.pop(name, None)
+        models["ErrorBody"] = ErrorBody.model_json_schema()
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _add_errors(responses: dict[str, Any]) -> None:
+    """Beside what an operation's own module says of them."""
+    responses.pop("422", None)
+    body = {"schema": {"$ref": "#/components/schemas/ErrorBody"}}
+    for status, text in ERROR_STATUSES.items():
+        reply = responses.setdefault(str(status), {"description": text})
+        reply.setdefault("content", {"application/json": body})

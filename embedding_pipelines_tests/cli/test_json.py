@@ -71,6 +71,7 @@ def command(
 ) -> Command:
     monkeypatch.setenv(HOME_VARIABLE, str(built))
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.chdir(built)  # where `bundle` writes
     return Command(monkeypatch, capsys)
 
 

@@ -376,9 +376,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize(
-    "arguments", ["list", "search things fox", "search things fox --json", "status --json"]
-)
+@pytest.mark.parametrize("arguments", ["list", "search things fox --json"])
 def test_a_reader_that_goes_away_is_no_error(arguments: str, things: Path) -> None:
     ended = subprocess.run(
         f"{EXECUTABLE} {arguments} | head -1",

@@ -1,18 +1,20 @@
 """`optimize` as it is typed: the file, the run, the evidence; and what happens when it cannot
 be."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedding_pipelines.cli import optimize as cli_optimize
+from embedding_pipelines.environment import HOME_VARIABLE, instance_folder
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.codec import codec_key, codec_path
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import run_of, write_csv
+from embedding_pipelines_tests.chain import copy_home, run_of, write_csv
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.optimize.test_optimize import PIPELINE, write_things
 from embedding_pipelines_tests.runs import run_whole
@@ -25,12 +27,23 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return Command(monkeypatch, capsys)
 
 
-@pytest.fixture
-def built(home: Path, own_instance: Path) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory, empty_instance: Path) -> Path:
     """A home whose pipeline `p` was run once, without compression."""
-    write_things(home, FILE)
-    run_whole(home, "p")
+    home = tmp_path_factory.mktemp("optimize")
+    shutil.copytree(empty_instance, instance_folder(home))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        patch.delenv("DAGSTER_HOME", raising=False)
+        write_things(home, FILE)
+        run_whole(home, "p")
     return home
+
+
+@pytest.fixture
+def built(built_once: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return copy_home(built_once, home)
 
 
 def file_of(home: Path) -> str:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.cli.terminal import printable, without_controls
-from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE, instance_folder
+from embedding_pipelines.files import write_json
+from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import write_csv, write_pipeline
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, check_envelope
 from embedding_pipelines_tests.conftest import HASHING
 
@@ -33,24 +35,33 @@ def start(
     )
 
 
-@pytest.fixture(scope="module")
-def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline that was run by a command whose reader had left."""
-    home = tmp_path_factory.mktemp("things")
+def write_things(home: Path) -> None:
     write_pipeline(home, "things", HASHING)
     write_csv(home, "a.csv", [(1, f"red {CLEAR}fox … à", "x"), (2, f"blue {HEADING}whale", "y")])
-    reader, writer = os.pipe()
-    os.close(reader)
-    process = start(home, "run", "things", stdout=writer)
-    os.close(writer)
-    assert process.communicate()[1] == b""
-    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of which the command knows that it was run."""
+    home = tmp_path_factory.mktemp("things")
+    write_things(home)
+    run_steps(home, "things")
+    ensure_instance_folder(home)
+    last_run = Warehouse(home).pipeline("things").last_run
+    write_json(last_run, {"instance": str(instance_folder(home))})
     return home
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_when_its_reader_leaves(things: Path) -> None:
-    assert live_release(Warehouse(things).pipeline("things")).number == 1
+def test_a_run_goes_on_when_its_reader_leaves(tmp_path: Path) -> None:
+    write_things(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(tmp_path, "run", "things", stdout=writer)
+    os.close(writer)
+    assert process.communicate()[1] == b""
+    assert process.returncode == 0
+    assert live_release(Warehouse(tmp_path).pipeline("things")).number == 1
 
 
 def test_a_full_disk_behind_the_output_is_an_error_in_one_line(things: Path) -> None:

@@ -53,8 +53,10 @@ def test_what_is_cancelled_before_its_turn_is_not_called() -> None:
 
 def test_a_process_ends_though_a_call_does_not() -> None:
     code = (
-        "import time; from embedding_pipelines.embedding.workers import Workers, is_busy\n"
-        "workers = Workers(1); workers.submit(time.sleep, 600); time.sleep(0.2); workers.close(); print(is_busy())"
+        "import threading, time; from embedding_pipelines.embedding.workers import Workers, is_busy\n"
+        "workers, begun = Workers(1), threading.Event()\n"
+        "workers.submit(begun.set), workers.submit(time.sleep, 600)\n"
+        "begun.wait(), workers.close(), print(is_busy())"
     )
     started = time.monotonic()
     done = subprocess.run(

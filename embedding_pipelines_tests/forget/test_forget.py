@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -306,11 +307,11 @@ def test_open_searchers_go_on_and_no_longer_find_it(home: Path) -> None:
     thread = threading.Thread(target=search)
     thread.start()
     while not answers and not problems:
-        pass
+        time.sleep(0.01)
     forget_it(home, "ada")
     before = len(answers)
     while len(answers) < before + 3 and not problems:
-        pass
+        time.sleep(0.01)
     ended.set()
     thread.join()
     assert problems == []
@@ -601,6 +602,7 @@ evaluation: {known_items: 0, may_shrink: 1}
 """
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_an_image_leaves_the_cache_and_the_table_of_duplicates(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -630,6 +632,7 @@ def test_an_image_leaves_the_cache_and_the_table_of_duplicates(
     assert live_rows(home, "p").keys() == {f"{seed}.png#0" for seed in (0, 1, 2, 4)}
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_a_forgotten_image_stays_out_under_any_name_and_in_any_lossless_file(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -649,6 +652,7 @@ def test_a_forgotten_image_stays_out_under_any_name_and_in_any_lossless_file(
     assert live_rows(home, "p").keys() == {"0.png#0", "1.png#0", "2.png#0"}
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_what_is_said_of_one_broken_image_is_said_of_no_other(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -689,6 +693,7 @@ def test_a_forget_that_dies_between_two_documents_of_equal_content_ends_right(
     assert kept(home) == []
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_what_stands_there_of_another_kind_of_source_is_forgotten_as_what_it_is(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ def test_the_bound_lies_above_the_true_mean_in_five_cases_of_a_hundred_at_most(
     kind: str, at_length: bool
 ) -> None:
     random = np.random.default_rng(5)
-    n, samples = 100, 2_000 if at_length else 500
+    n, samples = 100, 2_000 if at_length else 300
     draw, mean = {
         "recalls": (lambda: recalls(random, n), RECALL),
         "rare zeros": (lambda: (random.random(n) < 0.99).astype(float), 0.99),

@@ -141,9 +141,9 @@ def test_a_query_is_never_empty_and_always_the_same(text: str, title: str | None
     "text", ["1\n" * 200_000, "a b c.\n" * 50_000, "x" * 1_000_000, "a." * 300_000, "# " * 300_000]
 )
 def test_no_text_takes_long(text: str) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     known_item(text)
-    assert time.monotonic() - began < 2
+    assert time.thread_time() - began < 2
 
 
 # --- how they are ranked

@@ -79,13 +79,11 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
     assert live_rows(home, "w") == 40
 
 
-def test_metadata_count_rows_tokens_bytes_and_rates(
-    home: Path, instance: dg.DagsterInstance
-) -> None:
-    result = run(notes(home), instance)
+def test_metadata_count_rows_tokens_bytes_and_rates(home: Path, ran: dg.DagsterInstance) -> None:
+    (whole,) = ran.get_runs()
     totals: Counter[tuple[str, str]] = Counter()
     seen: set[tuple[str, str | None]] = set()
-    for event in recorded(instance, result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION):
+    for event in recorded(ran, whole.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION):
         assert event.asset_key is not None
         asset = event.asset_key.path[-1]
         values = event.step_materialization_data.materialization.metadata
@@ -107,11 +105,11 @@ def test_metadata_count_rows_tokens_bytes_and_rates(
     assert totals["documents", "seconds"] > 0
 
 
-def test_each_partition_is_recorded_once(home: Path, instance: dg.DagsterInstance) -> None:
-    spec = notes(home)
-    for _ in range(2):
-        run_id = run(spec, instance).run_id
-        assert Counter(asset for asset, _ in materialized(instance, run_id)) == ALL
+def test_each_partition_is_recorded_once(home: Path, ran: dg.DagsterInstance) -> None:
+    run(find_pipeline("notes", home), ran)
+    for each in ran.get_runs():
+        assert Counter(asset for asset, _ in materialized(ran, each.run_id)) == ALL
+    assert ran.get_runs_count() == 2
 
 
 def test_a_run_that_dies_half_way_keeps_the_partitions_it_finished(
@@ -146,14 +144,13 @@ def test_a_partition_without_documents_is_recorded_too(
 
 
 def test_one_partition_of_a_finished_pipeline_runs_with_what_has_no_partitions(
-    home: Path, instance: dg.DagsterInstance
+    home: Path, ran: dg.DagsterInstance
 ) -> None:
-    spec = notes(home)
-    run(spec, instance)
+    spec = find_pipeline("notes", home)
     write_notes(home, "b", range(40, 41))
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
-    result = job.execute_in_process(instance=instance, partition_key="b03", raise_on_error=False)
-    assert {partition for _, partition in materialized(instance, result.run_id)} == {"b03", None}
+    result = job.execute_in_process(instance=ran, partition_key="b03", raise_on_error=False)
+    assert {partition for _, partition in materialized(ran, result.run_id)} == {"b03", None}
 
 
 def test_a_job_without_partitions_takes_all_of_them(
@@ -172,26 +169,22 @@ def test_a_job_without_partitions_takes_all_of_them(
 
 
 def test_one_asset_of_a_job_without_partitions_takes_all_of_them(
-    home: Path, instance: dg.DagsterInstance
+    home: Path, ran: dg.DagsterInstance
 ) -> None:
-    spec = notes(home)
-    assert run(spec, instance).success
+    spec = find_pipeline("notes", home)
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     embeddings = dg.AssetKey(["notes", "embeddings"])
-    result = job.execute_in_process(instance=instance, asset_selection=[embeddings])
-    assert [asset for asset, _ in materialized(instance, result.run_id)] == [
-        "embeddings"
-    ] * PARTITIONS
+    result = job.execute_in_process(instance=ran, asset_selection=[embeddings])
+    assert [asset for asset, _ in materialized(ran, result.run_id)] == ["embeddings"] * PARTITIONS
 
 
-def test_a_range_of_partitions_stays_that_range(home: Path, instance: dg.DagsterInstance) -> None:
-    spec = notes(home)
-    assert run(spec, instance).success
+def test_a_range_of_partitions_stays_that_range(home: Path, ran: dg.DagsterInstance) -> None:
+    spec = find_pipeline("notes", home)
     write_notes(home, "b", range(40, 44))
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     tags = {**all_partitions(spec), RANGE_END: "b01"}
-    result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
-    assert {partition for _, partition in materialized(instance, result.run_id)} <= {
+    result = job.execute_in_process(instance=ran, tags=tags, raise_on_error=False)
+    assert {partition for _, partition in materialized(ran, result.run_id)} <= {
         "b00",
         "b01",
         None,
@@ -222,16 +215,15 @@ def test_only_what_may_pass_may_be_tried_again() -> None:
         assert caught.value.allow_retries is may_pass
 
 
-def test_a_run_may_take_chunks_alone(home: Path, instance: dg.DagsterInstance) -> None:
-    spec = notes(home)
-    run(spec, instance)
+def test_a_run_may_take_chunks_alone(home: Path, ran: dg.DagsterInstance) -> None:
+    spec = find_pipeline("notes", home)
     job = pipeline_definitions([spec], home).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
-        instance=instance,
+        instance=ran,
         tags=all_partitions(spec),
         asset_selection=[dg.AssetKey(["notes", "chunks"])],
     )
-    assert [asset for asset, _ in materialized(instance, result.run_id)] == ["chunks"] * PARTITIONS
+    assert [asset for asset, _ in materialized(ran, result.run_id)] == ["chunks"] * PARTITIONS
 
 
 def test_an_error_that_the_user_can_fix_leads_with_its_sentence(
@@ -263,12 +255,11 @@ def with_model(**config: Any) -> dict[str, Any]:
     [{"kind": "hashing", "options": {"dimensions": 32}}, {"options": {"dimensions": 32}}],
 )
 def test_a_run_with_another_model_releases_that_model_and_is_searched_with_it(
-    home: Path, instance: dg.DagsterInstance, config: dict[str, Any]
+    home: Path, ran: dg.DagsterInstance, config: dict[str, Any]
 ) -> None:
-    spec = notes(home)
-    assert run(spec, instance).success
+    spec = find_pipeline("notes", home)
     for options, dimensions in ((config, 32), ({}, 16)):
-        result = run(spec, instance, run_config=with_model(**options))
+        result = run(spec, ran, run_config=with_model(**options))
         assert result.success
         release = live_release(Warehouse(home).pipeline("notes"))
         assert release.space.dimensions == release.spec.model.dimensions == dimensions
@@ -298,14 +289,12 @@ def test_a_warehouse_folder_of_the_launchpad_may_be_relative(
     assert top(home, "notes", "note 7 on animal 0") == ["n7"]
 
 
-def test_data_versions_change_with_the_data_alone(home: Path, instance: dg.DagsterInstance) -> None:
-    spec = notes(home)
+def test_data_versions_change_with_the_data_alone(home: Path, ran: dg.DagsterInstance) -> None:
+    spec = find_pipeline("notes", home)
 
     def versions() -> dict[str, str | None]:
-        assert run(spec, instance).success
         events = {
-            name: instance.get_latest_materialization_event(dg.AssetKey(["notes", name]))
-            for name in ALL
+            name: ran.get_latest_materialization_event(dg.AssetKey(["notes", name])) for name in ALL
         }
         return {
             name: (event.asset_materialization.tags or {}).get("dagster/data_version")
@@ -315,8 +304,10 @@ def test_data_versions_change_with_the_data_alone(home: Path, instance: dg.Dagst
 
     first = versions()
     assert all(first.values())
+    assert run(spec, ran).success
     assert versions() == first
     write_notes(home, "b", range(40, 41))
+    assert run(spec, ran).success
     changed = {name for name, version in versions().items() if version != first[name]}
     assert changed == set(ALL) - {"codec"}
 

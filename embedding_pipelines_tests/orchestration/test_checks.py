@@ -15,6 +15,7 @@ from embedding_pipelines.providers.base import NO_SECRETS, InputType, Response
 from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.run import Run
 from embedding_pipelines.space import Space
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -40,12 +41,11 @@ def vandalize(home: Path, spec: PipelineSpec) -> None:
 
 
 def test_a_vandalized_table_is_not_released_and_the_run_fails(
-    home: Path, instance: dg.DagsterInstance
+    home: Path, ran: dg.DagsterInstance
 ) -> None:
-    spec = notes(home)
-    run(spec, instance)
+    spec = find_pipeline("notes", home)
     vandalize(home, spec)
-    result = run(spec, instance)
+    result = run(spec, ran)
     assert not result.success
     found = result.get_asset_check_evaluations()
     failed = [
@@ -57,7 +57,7 @@ def test_a_vandalized_table_is_not_released_and_the_run_fails(
     assert failed[0].description is not None
     assert failed[0].description.startswith("Counts do not add up: 40 embeddings, but 39 rows")
     assert "39 rows" in failed[0].description
-    errors = [entry for entry in instance.all_logs(result.run_id) if entry.level == logging.ERROR]
+    errors = [entry for entry in ran.all_logs(result.run_id) if entry.level == logging.ERROR]
     sentence = f"notes checks: the release is held back:\n  counts_add_up: {failed[0].description}"
     assert sentence in [entry.user_message for entry in errors]  # in front of Dagster's own
     assert live_rows(home) == 40
@@ -68,24 +68,22 @@ def test_a_vandalized_table_is_not_released_and_the_run_fails(
     ]
 
 
-def test_one_check_can_be_run_alone(home: Path, instance: dg.DagsterInstance) -> None:
-    spec = notes(home)
-    run(spec, instance)
+def test_one_check_can_be_run_alone(home: Path, ran: dg.DagsterInstance) -> None:
+    spec = find_pipeline("notes", home)
     definitions = pipeline_definitions([spec], home)
     key = dg.AssetCheckKey(dg.AssetKey(["notes", "vector_store"]), "space_is_one")
     job = dg.define_asset_job("one_check", dg.AssetSelection.checks(key))
     resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def(
         "one_check"
     )
-    result = resolved.execute_in_process(instance=instance)
+    result = resolved.execute_in_process(instance=ran)
     assert [check.check_name for check in result.get_asset_check_evaluations()] == ["space_is_one"]
 
 
 def test_a_table_that_moved_on_without_a_release_is_told(
-    home: Path, instance: dg.DagsterInstance
+    home: Path, ran: dg.DagsterInstance
 ) -> None:
-    spec = notes(home)
-    run(spec, instance)
+    spec = find_pipeline("notes", home)
     write_notes(home, "b", range(40, 45))
     path = dg.AssetKey(["notes", "release"])
     definitions = pipeline_definitions([spec], home)
@@ -94,14 +92,14 @@ def test_a_table_that_moved_on_without_a_release_is_told(
         dg.AssetKey(["notes", name])
         for name in ("documents", "chunks", "embeddings", "vector_store")
     ]
-    upstream.execute_in_process(instance=instance, tags=all_partitions(spec), asset_selection=keys)
+    upstream.execute_in_process(instance=ran, tags=all_partitions(spec), asset_selection=keys)
     job = dg.define_asset_job(
         "released", dg.AssetSelection.checks(dg.AssetCheckKey(path, "released_version_is_checked"))
     )
     resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def(
         "released"
     )
-    (check,) = resolved.execute_in_process(instance=instance).get_asset_check_evaluations()
+    (check,) = resolved.execute_in_process(instance=ran).get_asset_check_evaluations()
     assert not check.passed
     assert check.description is not None
     assert check.description.endswith("but the table has moved on since release 1")

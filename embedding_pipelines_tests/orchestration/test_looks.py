@@ -17,6 +17,7 @@ from embedding_pipelines.steps.documents import read_files, write_documents
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.buckets import Proxy, TestBucket
 from embedding_pipelines_tests.chain import run_steps
+from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.drawn import drawing, encoded
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
@@ -42,8 +43,10 @@ class Shop:
     def __init__(self, home: Path, instance: dg.DagsterInstance, proxy: Proxy, bucket: TestBucket):
         self.home, self.instance, self.bucket, self.proxy = home, instance, bucket, proxy
         self.queue: TestQueue = new_queue(bucket)
-        text = NOTES.replace("data/notes/*.jsonl", f"{bucket.uri}/notes")
-        self.text = f"{text}events: {self.queue.url}\n"
+        text = NOTES.replace("data/notes/*.jsonl", f"{bucket.uri}/notes").partition("evaluation:")[
+            0
+        ]
+        self.text = f"{text}events: {self.queue.url}\n{UNMEASURED}"
         write_pipeline(home, text=self.text)
         self.spec: PipelineSpec = find_pipeline("notes", home)
         self.cursor: str | None = None

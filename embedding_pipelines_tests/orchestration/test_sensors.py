@@ -219,13 +219,12 @@ def test_a_candidate_that_checks_hold_back_is_told_and_asked_for_once_a_day(
     assert quiet(tick(spec, instance, "source", cursor)) == "no file has changed"
 
 
-def test_a_rollback_asks_for_nothing(home: Path, instance: dg.DagsterInstance) -> None:
-    spec = notes(home)
-    assert run(spec, instance).success
+def test_a_rollback_asks_for_nothing(home: Path, ran: dg.DagsterInstance) -> None:
+    spec = find_pipeline("notes", home)
     write_notes(home, rows=range(41))
-    assert run(spec, instance).success
+    assert run(spec, ran).success
     rollback(Warehouse(home).pipeline("notes"), None)
-    assert quiet(tick(spec, instance, "source")) == "no file has changed"
+    assert quiet(tick(spec, ran, "source")) == "no file has changed"
 
 
 def test_while_a_run_waits_or_works_no_other_one_is_asked_for(
@@ -423,13 +422,10 @@ def test_503s_among_the_requests_of_a_look_hide_no_object_and_invent_no_deletion
     assert live_rows(home) == 40
 
 
-def test_a_damaged_list_of_files_is_a_reason_to_skip(
-    home: Path, instance: dg.DagsterInstance
-) -> None:
-    spec = notes(home)
-    assert run(spec, instance).success
+def test_a_damaged_list_of_files_is_a_reason_to_skip(home: Path, ran: dg.DagsterInstance) -> None:
+    spec = find_pipeline("notes", home)
     Warehouse(home).pipeline("notes").files.write_text("{")
-    result = tick(spec, instance, "source")
+    result = tick(spec, ran, "source")
     assert not result.run_requests
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message is not None

@@ -2,7 +2,6 @@
 can be wrong."""
 
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,15 +238,13 @@ def test_the_class_is_made_once_and_called_from_one_thread(model: Open) -> None:
 
 
 def test_several_calls_at_once_where_the_class_allows_them(model: Open) -> None:
-    source = "import threading\nALL = threading.Barrier(3, timeout=5)\n\n"
+    source = "import threading\nALL = threading.Barrier(3, timeout=60)\n\n"
     source += said("ALL.wait(); return [[1, 2]] * len(texts)")
     own = model(source, concurrent_requests=3)
     assert own.limits.concurrent_requests == 3
-    started = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         responses = list(pool.map(lambda _: own.embed(["a"], "query"), range(3)))
     assert len(responses) == 3
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

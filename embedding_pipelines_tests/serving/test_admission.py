@@ -5,9 +5,11 @@ import asyncio
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from embedding_pipelines.serving import admission
 from embedding_pipelines.serving.admission import Lag, Line
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.models import ServedModel
@@ -31,17 +33,20 @@ async def test_the_lag_is_what_the_event_loop_is_late_by() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_line_knows_how_fast_it_goes_while_something_is_there() -> None:
-    line = Line()
+async def test_a_line_knows_how_fast_it_goes_while_something_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line, now = Line(), 0.0
+    monkeypatch.setattr(admission, "time", SimpleNamespace(perf_counter=lambda: now))
     assert line.wait_seconds == 0.0
     for _ in range(3):
         with line.stand(2):
-            time.sleep(0.02)
-        time.sleep(0.05)  # nothing is there: this says nothing of its rate
+            now += 0.02
+        now += 0.05  # nothing is there: this says nothing of its rate
     with pytest.raises(asyncio.CancelledError), line.stand(100):
         raise asyncio.CancelledError  # is not done
     with line.stand(10):
-        assert 0.09 < line.wait_seconds < 3
+        assert line.wait_seconds == pytest.approx(0.1)
     assert line.waiting == 0
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import struct
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,20 +127,38 @@ def test_a_single_text_is_refused_and_nothing_that_may_wait_elsewhere(
     assert peer.reply()[0] == status
 
 
-def test_a_body_that_is_not_here_goes_the_usual_way(peer: Peer, admission: Admission) -> None:
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the door has looked at something."""
+    looked, refuses = threading.Event(), door.Door._refuses
+
+    def look(self: door.Door, data: bytes) -> bool:
+        is_refused = refuses(self, data)
+        looked.set()
+        return is_refused
+
+    monkeypatch.setattr(door.Door, "_refuses", look)
+    return looked
+
+
+def test_a_body_that_is_not_here_goes_the_usual_way(
+    peer: Peer, admission: Admission, looked: threading.Event
+) -> None:
     """Nobody knows yet what it asks for."""
     admission.is_busy = True
     peer.send(request()[: -len(BODY)])
-    time.sleep(0.1)
+    assert looked.wait(30)
     peer.send(BODY)
     assert peer.reply()[0] == 200
     assert admission.looks == 0
 
 
-def test_a_body_that_looks_like_a_request_is_none(peer: Peer, admission: Admission) -> None:
+def test_a_body_that_looks_like_a_request_is_none(
+    peer: Peer, admission: Admission, looked: threading.Event
+) -> None:
     admission.is_busy, body = True, request()
     peer.send(request(body)[: -len(body)])
-    time.sleep(0.1)
+    assert looked.wait(30)
     peer.send(body)
     status, _, reply = peer.reply()
     assert (status, "no JSON" in json.loads(reply)["error"]) == (400, True)

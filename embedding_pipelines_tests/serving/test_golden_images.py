@@ -29,6 +29,7 @@ def files_in(golden: Path) -> list[bytes]:
     return files
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_they_are_small_and_have_all_modes_and_shapes(golden: Path, tmp_path: Path) -> None:
     pictures = [Image.open(io.BytesIO(data)) for data in files_in(golden)]
     assert {picture.format for picture in pictures} == {"PNG"}
@@ -45,6 +46,7 @@ def test_the_same_model_reproduces(golden: Path) -> None:
     assert least_cosine(golden, seeing()) == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("decoded_here")
 @pytest.mark.parametrize("resize", [Resize(16, False, "nearest"), Resize(16, True, "box")])
 def test_another_way_to_resize_is_seen(
     golden: Path, resize: Resize, monkeypatch: pytest.MonkeyPatch
@@ -53,6 +55,7 @@ def test_another_way_to_resize_is_seen(
     assert least_cosine(golden, seeing()) < 0.999
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_another_tower_is_seen(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     true = Seeing.embed_images
 

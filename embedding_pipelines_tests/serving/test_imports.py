@@ -297,6 +297,7 @@ def test_what_was_pushed_travels_and_gives_way_to_what_was_pushed_here(
     assert (rows["new"], rows["id-1"], "id-2" in rows) == ("mine", "replaced", False)
 
 
+@pytest.mark.usefixtures("decoded_here")
 @pytest.mark.parametrize("with_shards", [True, False])
 def test_an_image_that_is_forgotten_here_stays_out_under_the_name_that_it_has_there(
     tmp_path: Path, there: Path, monkeypatch: pytest.MonkeyPatch, with_shards: bool

@@ -2,15 +2,16 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.serving import lanes as lanes_module
 from embedding_pipelines.serving.lanes import (
     MAX_WAIT_SECONDS,
     Budget,
@@ -273,12 +274,13 @@ async def test_what_may_go_in_either_lane_is_judged_by_the_shorter_one() -> None
     await asyncio.gather(running, many)
 
 
-async def test_the_seconds_of_a_refusal_come_true() -> None:
-    model = Model(tokens=10)
-    seconds = 0.01
+async def test_the_seconds_of_a_refusal_come_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, now = Model(tokens=10), 0.0
+    monkeypatch.setattr(lanes_module, "time", SimpleNamespace(perf_counter=lambda: now))
 
     def compute(items: Sequence[Any], tokens: Sequence[int], kind: str) -> Computed:
-        time.sleep(seconds)
+        nonlocal now
+        now += 0.01
         return Computed(np.zeros((len(items), 1)))
 
     lanes = Lanes(compute, model.thread, Budget(10, 100), model.metrics, "m")
@@ -286,9 +288,9 @@ async def test_the_seconds_of_a_refusal_come_true() -> None:
     waiting = [asyncio.ensure_future(lanes.compute([0] * 10, [1] * 10, "d", "bulk"))
                for _ in range(50)]  # fmt: skip
     await asyncio.sleep(0)
-    said, started = lanes.wait_seconds("bulk"), time.perf_counter()
+    said, started = lanes.wait_seconds("bulk"), now
     await asyncio.gather(*waiting)
-    assert said / 2 < time.perf_counter() - started < said * 2
+    assert now - started == pytest.approx(said, rel=0.05)
 
 
 async def test_a_rejected_item_fails_its_own_request_only() -> None:

@@ -335,7 +335,7 @@ tables = st.lists(st.lists(cells, min_size=1, max_size=4), max_size=12)
 
 @given(tables, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.integers(1, 9))
 @example(table=[["", "\r", "\r,\r", ""]], end="\n", quote_all=True, block=1)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_well_formed_records_come_in_as_the_standard_library_wrote_them(
     tmp_path: Path, table: list[list[str]], end: str, quote_all: bool, block: int
 ) -> None:
@@ -374,7 +374,7 @@ def test_well_formed_records_come_in_as_the_standard_library_wrote_them(
     st.binary(max_size=60) | st.text(st.sampled_from('a,"\n\r'), max_size=60).map(str.encode),
     st.integers(1, 9),
 )
-@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_each_letter_is_in_one_document_or_in_one_rejection(
     tmp_path: Path, body: bytes, block: int
 ) -> None:

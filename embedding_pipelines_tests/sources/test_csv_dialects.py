@@ -70,7 +70,7 @@ texts = st.text(st.sampled_from("ab1 ,;\t|\"'\\\r\n#é表\x00="), max_size=8)
 )
 @example(Dialect("\t", None, "\\", "\r\n", "utf-8", False), [("\\\r", 1), ("N", 2)], 3)
 @example(Dialect(",", '"', "\\", "\r", "utf-8", False), [('\\"\n\\', 1), ("\\", 2)], 1)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_each_record_is_right_or_rejected(
     tmp_path: Path, dialect: Dialect, rows: list[tuple[str, int]], block: int
 ) -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from embedding_pipelines.sources.images import AHEAD
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines_tests.buckets import TestBucket
 from embedding_pipelines_tests.contracts_sources import check_source, make
-from embedding_pipelines_tests.drawn import drawing, encoded, write
+from embedding_pipelines_tests.drawn import die, drawing, encoded, write
 
 
 def ids(home: Path, *paths: str, **options: Any) -> list[str]:
@@ -29,6 +28,7 @@ def ids(home: Path, *paths: str, **options: Any) -> list[str]:
     return [file.below for file in make("images", paths, **options).files(home)]
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_it_keeps_the_contract_of_sources(tmp_path: Path) -> None:
     write(tmp_path / "a.png", encoded(drawing(1)))
     write(tmp_path / "b.jpg", encoded(drawing(2), "JPEG"))
@@ -188,18 +188,12 @@ def test_what_is_pushed_beside_images_is_a_text_without_a_picture() -> None:
     assert push.fields == {"id", "text", "album"}  # whoever pushes is told of the rest
 
 
-def _die(data: bytes) -> images.Look:
-    if b"die" in data:
-        os.kill(os.getpid(), signal.SIGKILL)  # as the system does for memory, or a decoder's crash
-    return images.Look("png", 1, 1, data.decode(), "0" * 16)
-
-
 def test_an_image_that_kills_its_decoder_is_one_rejection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(2 * AHEAD):
         write(tmp_path / f"{number:03}.png", b"die" if number == 40 else b"%d" % number)
-    monkeypatch.setattr(images, "look", _die)
+    monkeypatch.setattr(images, "look", die)
     documents, rejections = read_ahead(make("images", "*.png"), tmp_path)
     assert [rejection.file for rejection in rejections] == ["040.png"]
     assert "died" in rejections[0].reason
@@ -230,6 +224,7 @@ def read_ahead(source: Source, home: Path) -> tuple[list[Any], list[Any]]:
     return documents, rejections
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_a_bucket_s_images_are_read_as_a_folder_s(tmp_path: Path, bucket: TestBucket) -> None:
     data = {"x/1.png": encoded(drawing(1)), "2.webp": encoded(drawing(2), "WEBP", lossless=True)}
     for name, content in data.items():

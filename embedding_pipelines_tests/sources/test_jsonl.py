@@ -156,7 +156,7 @@ def test_an_endless_line_is_an_error(tmp_path: Path) -> None:
         st.binary(max_size=8) | st.sampled_from([b'{"text": "x"}', b"{}", b'{"id": 1}']), max_size=9
     )
 )
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_each_line_is_a_document_or_a_rejection(
     tmp_path: Path, lines: list[bytes]
 ) -> None:

@@ -155,7 +155,7 @@ KEYS = st.sampled_from(["compression", "model", "optimized", "seed", "source", "
     indent=st.integers(2, 6),
     has_comments=st.booleans(),
 )
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_whatever_stands_in_a_file_only_the_one_option_changes_and_each_comment_stays(
     file: dict[str, Any], key: str, value: Any, flow: bool | None, indent: int, has_comments: bool
 ) -> None:

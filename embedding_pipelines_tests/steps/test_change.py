@@ -19,6 +19,7 @@ from embedding_pipelines.steps.vector_store import FEW_PARTITIONS, compare, open
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
+    copy_home,
     live_rows,
     report,
     run_of,
@@ -40,13 +41,21 @@ def rows(first: int, last: int) -> list[Row]:
     ]
 
 
-@pytest.fixture
-def built(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with a released pipeline `p` over two files of 300 and 100 rows."""
+    home = tmp_path_factory.mktemp("change")
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", rows(0, 300))
     write_csv(home, "b.csv", rows(300, 400))
     run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def built(built_once: Path, home: Path) -> Path:
+    """A copy, of whose files a run knows that they are no others than they were."""
+    write_documents(run_of(copy_home(built_once, home), "p"))
     return home
 
 

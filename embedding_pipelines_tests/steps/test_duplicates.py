@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from embedding_pipelines.images import decode, digest, perceptual
@@ -92,6 +93,7 @@ def test_twenty_thousand_images_take_no_all_with_all() -> None:
     assert time.process_time() - start < 3  # 200 million pairs would take longer
 
 
+@pytest.mark.usefixtures("decoded_here")
 def test_a_run_and_status_say_so_and_nothing_is_left_out(home: Path) -> None:
     text = "source: {kind: images, path: photos}\nmodel: {provider: clip}\npartitions: 2\n"
     write_pipeline(home, "p", text)

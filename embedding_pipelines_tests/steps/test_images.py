@@ -16,6 +16,8 @@ from embedding_pipelines.steps.pending import pending
 from embedding_pipelines_tests.chain import hashing, run_of, write_pipeline
 from embedding_pipelines_tests.drawn import drawing, encoded, write
 
+pytestmark = pytest.mark.usefixtures("decoded_here")
+
 PIPELINE = """\
 source: {kind: images, path: photos, max_rejected: 1.0%s}
 model: {provider: clip}

@@ -18,7 +18,13 @@ from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.steps.chain import up_to_date
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    copy_home,
+    run_of,
+    run_steps,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.commands import check_envelope
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.runs import run_whole
@@ -30,14 +36,22 @@ def reports_of(home: Path) -> list[StepReport] | None:
     return up_to_date(run_of(home, "p"), instance_folder(home))
 
 
-@pytest.fixture
-def built(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline that was run twice, so that there is a release to go back to."""
+    home = tmp_path_factory.mktemp("unchanged")
     write_pipeline(home, "p", COMPRESSED)
     write_csv(home, "b.csv", [(f"b{n}", f"other text {n}", "y") for n in range(20)])
     for rows in (40, 50):
         write_csv(home, "a.csv", [(n, f"text number {n}", "x") for n in range(rows)])
         run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def built(built_once: Path, home: Path) -> Path:
+    """A copy, of whose files a run knows that they are no others than they were."""
+    run_steps(copy_home(built_once, home), "p")
     ensure_instance_folder(home)
     write_json(Warehouse(home).pipeline("p").last_run, {"instance": str(instance_folder(home))})
     return home

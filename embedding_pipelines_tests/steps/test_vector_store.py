@@ -25,7 +25,7 @@ from embedding_pipelines_tests.chain import (
     write_csv,
     write_pipeline,
 )
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, PLAIN, UNMEASURED
 from embedding_pipelines_tests.decoded import files_with
 from embedding_pipelines_tests.stores.tables import token_files
 
@@ -40,9 +40,11 @@ def built(home: Path) -> Path:
     return home
 
 
-def write(home: Path, compression: str, store: str, mode: str = "vector") -> None:
+def write(
+    home: Path, compression: str, store: str, mode: str = "vector", file: str = HASHING
+) -> None:
     options = f"compression: {compression}\nstore: {{kind: lancedb, {store}}}\n"
-    write_pipeline(home, "p", f"{HASHING}{options}search: {{mode: {mode}}}\n")
+    write_pipeline(home, "p", f"{file}{options}search: {{mode: {mode}}}\n")
 
 
 def index_of(home: Path) -> str | None:
@@ -194,7 +196,7 @@ def test_a_deleted_text_is_in_no_file_after_a_stated_number_of_releases(
     just been merged, which is the longest way. The index is trained, rows are in its files too."""
     monkeypatch.setattr(lancedb, "MAX_UPDATES", 2)
     marker = "an aardvark whose text must go"
-    write(built, "[]", "index_rows: 256, keep_releases: 2", mode)
+    write(built, "[]", "index_rows: 256, keep_releases: 2", mode, PLAIN + UNMEASURED)
     rows = [*ROWS, ("gone", f"Here is {marker}.", "odd")]
 
     def change(number: int) -> None:

@@ -19,7 +19,6 @@ from embedding_pipelines.serving.wire import (
     DocumentIds,
     DocumentsReceipt,
     DocumentsRequest,
-    ErrorBody,
     NotFound,
     Unavailable,
 )
@@ -29,7 +28,7 @@ router = APIRouter(
     prefix="/api/embedding-pipelines/{pipeline}/documents",
     tags=["documents"],
     dependencies=[Depends(allow("write"))],
-    responses={404: {"model": ErrorBody, "description": "There is no such pipeline"}},
+    responses={404: {"description": "There is no such pipeline"}},
 )
 
 Pipeline = Annotated[str, InPath(description="Its name or number.")]

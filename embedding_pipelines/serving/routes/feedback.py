@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller
 from embedding_pipelines.serving.searching import find_pipeline
-from embedding_pipelines.serving.wire import ErrorBody, FeedbackReply, FeedbackRequest, NotFound
+from embedding_pipelines.serving.wire import FeedbackReply, FeedbackRequest, NotFound
 from embedding_pipelines.storage.receipts import CLICK, Receipts
 
 router = APIRouter(tags=["search"], dependencies=[Depends(allow("read"))])
@@ -16,7 +16,7 @@ router = APIRouter(tags=["search"], dependencies=[Depends(allow("read"))])
 
 @router.post(
     "/api/embedding-pipelines/{pipeline_id}/feedback",
-    responses={404: {"model": ErrorBody, "description": "There is no such pipeline or receipt"}},
+    responses={404: {"description": "There is no such pipeline or receipt"}},
 )
 async def feedback(
     pipeline_id: Annotated[str, Path(description="The pipeline's number, or its name.")],

@@ -28,7 +28,6 @@ from embedding_pipelines.serving.wire import (
     CreatedReply,
     DeletedReply,
     DeployRequest,
-    ErrorBody,
     NotFound,
     OptimizeRequest,
     PipelineReply,
@@ -48,11 +47,9 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 # Of a status: what quotes documents, whose pipelines may have permissions.
 SENTENCES = ("freshness", "source", "last_error", "held_back", "forced", "problem")
 AUTO, AUTO_FLOOR = "auto", 0.99
-ABSENT: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "There is no such pipeline or run"}
-}
+ABSENT: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such pipeline or run"}}
 BUSY: dict[int | str, dict[str, Any]] = {
-    409: {"model": ErrorBody, "description": "Something else is at work, or has the name"}
+    409: {"description": "Something else is at work, or has the name"}
 }
 
 router = APIRouter(prefix=PATH, tags=["pipelines"])

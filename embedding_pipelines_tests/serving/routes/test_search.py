@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ def test_an_answer_is_that_of_a_program_and_names_path_release_and_space(
     assert reply.headers[SPACE_HEADER] == answer["space_id"]
     assert answer["mode"] == mode or (mode is None and answer["mode"] == "hybrid")
     scores = [hit.pop("score") for hit in answer["hits"]]
-    assert scores == pytest.approx([hit.pop("score") for hit in expected["hits"]], abs=1e-6)
+    # By then the server may have the table in memory, in float16.
+    assert scores == pytest.approx([hit.pop("score") for hit in expected["hits"]], abs=5e-4)
     assert answer.pop("receipt_id") is None
     for each in (answer, expected):
         del each["milliseconds"]
@@ -134,21 +135,23 @@ def test_reranking_without_a_reranker_says_how_to_have_one(hybrid: TestClient) -
 
 
 def test_searches_end_when_their_caller_has_left(
-    hybrid: TestClient, monkeypatch: pytest.MonkeyPatch
+    hybrid_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, whole = list[int](), Searcher.search_embedded
+    sizes, has_left, whole = list[int](), threading.Event(), Searcher.search_embedded
 
     def slow(self: Searcher, queries: list[str], *arguments: Any) -> Any:
         sizes.append(len(queries))
-        time.sleep(0.3)
+        assert has_left.wait(60)
         return whole(self, queries, *arguments)
 
-    monkeypatch.setattr(Searcher, "search_embedded", slow)
-    body = {"query": ["room2"] * 200, "mode": "text"}
-    reply = hybrid.post("/search", json=body, headers={TIMEOUT_HEADER: "0.2"})
-    assert reply.status_code == 504
-    time.sleep(0.5)
-    assert sizes == [32]
+    with client_of(hybrid_home) as client:
+        post(client, query="room2", mode="text")  # which opens what the next one finds open
+        monkeypatch.setattr(Searcher, "search_embedded", slow)
+        body = {"query": ["room2"] * 200, "mode": "text"}
+        reply = client.post("/search", json=body, headers={TIMEOUT_HEADER: "0.5"})
+        assert reply.status_code == 504
+        has_left.set()
+    assert sizes == [32]  # once the server has closed, which waits for its threads
 
 
 def test_many_queries_are_answered_in_their_order(hybrid: TestClient) -> None:
