@@ -16,6 +16,7 @@ from embedding_pipelines.serving.targets.deploy import deploy, target_of, undepl
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import UNMEASURED
+from embedding_pipelines_tests.serving.live import wait_until
 from embedding_pipelines_tests.serving.processes import serving
 
 KEY = "a key of the tests"
@@ -90,11 +91,11 @@ def test_a_release_is_deployed_replaced_under_load_and_taken_back(here: Path, th
         assert deployment.resources == {"pipeline": "p", "address": address, "release": 1}
         assert read_deployments(folder) == [deployment]
         with Load(address) as load:
-            time.sleep(1.5)
+            wait_until(lambda: len(load.statuses) > 50, 60)
             write_csv(here, "a.csv", [*ROWS, ("new", "one more document", "c")])
             run_steps(here, "p")
-            second = deploy(warehouse, "p", address, key=KEY)
-            time.sleep(1.5)
+            second, told = deploy(warehouse, "p", address, key=KEY), len(load.statuses)
+            wait_until(lambda: len(load.statuses) > told + 50, 60)
         assert second.resources["release"] == 2
         assert read_releases(remote).live == 2
         assert load.statuses
