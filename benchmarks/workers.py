@@ -1,12 +1,12 @@
 """How much faster two workers of a Ray cluster are than one, on this machine.
 
-    python -m benchmarks.workers [--texts 1600] [--milliseconds 10] [--model hf]
+    python -m benchmarks.workers [--texts 1600] [--milliseconds 10] [--model own hf]
 
 One worker on one core, then two on two: the driver and what all workers share included, since they
-run there, too. Rates are those between the first shard and the last, start-up aside. Without --model
-a text takes so many milliseconds of a processor, whatever else the machine does; a third and fourth
-run sleep in place of it, which shows what waiting for one another costs on a machine that is busy.
-With --model the texts are embedded by MiniLM, of the extra `offline`.
+run there, too. Rates are those of the clock between the first shard and the last that all workers
+were busy with, start-up aside, so they need a machine that has nothing else to do. The model `own`
+takes so many milliseconds of a processor for a text; with `hf` MiniLM embeds them, of the extra
+`offline`. Two minutes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.storage.warehouse import Warehouse
 
-PARTITIONS = 16
+PARTITIONS = 32
 WORDS = 40  # of a text
 OWN = """\
 import time, zlib
@@ -35,23 +35,24 @@ import numpy as np
 class Model:
     dimensions = 64
 
-    def __init__(self, seconds, sleeps):
-        self.seconds, self.sleeps = seconds, sleeps
+    def __init__(self, seconds):
+        self.seconds = seconds
 
     def embed(self, texts, input_type):
-        if self.sleeps:
-            time.sleep(self.seconds * len(texts))
-        else:
-            end = time.thread_time() + self.seconds * len(texts)
-            while time.thread_time() < end:
-                pass
+        end = time.thread_time() + self.seconds * len(texts)
+        while time.thread_time() < end:
+            pass
         rows = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(64) for text in texts]
         return np.array(rows, np.float32)
 """
+MODELS = {
+    "own": "{{provider: custom, cls: 'own:Model', request_texts: 10, options: {{seconds: {}}}}}",
+    "hf": "{{provider: hf, model: sentence-transformers/all-MiniLM-L6-v2}}",
+}
 PIPELINE = """\
 source: {{kind: jsonl, path: 'data/*.jsonl', id: id, text: [text]}}
 model: {model}
-engine: {{kind: ray, workers: {workers}}}
+engine: {{kind: ray, workers: {workers}, min_workers: {workers}}}
 partitions: {partitions}
 """
 
@@ -71,7 +72,7 @@ def write_home(home: Path, texts: int, model: str, workers: int) -> Run:
 
 
 def rate(home: Path, texts: int, model: str, workers: int) -> tuple[float, float]:
-    """Texts a second of the clock, and of the processors of all processes, from the first shard on."""
+    """Texts a second of the clock, and of the processors of all processes."""
     run = write_home(home, texts, model, workers)
     list(step_named("documents").work(run, run.spec.partition_names))
     ray = need("ray", "ray")
@@ -84,9 +85,10 @@ def rate(home: Path, texts: int, model: str, workers: int) -> tuple[float, float
             marks.append((time.perf_counter(), _processor_seconds(), report.statistics["vectors"]))
     finally:
         ray.shutdown()
-    # The first shard of each worker: all have started by then.
-    (began, used, _), (ended, used_at_end, _) = marks[workers - 1], marks[-1]
-    count = sum(rows for *_, rows in marks[workers:])
+    # From where each worker may have ended its first shard to where the first one has no other.
+    marks = marks[workers - 1 : len(marks) - workers + 1]
+    (began, used, _), (ended, used_at_end, _) = marks[0], marks[-1]
+    count = sum(rows for *_, rows in marks[1:])
     return count / (ended - began), count / (used_at_end - used)
 
 
@@ -117,25 +119,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=1_600)
     parser.add_argument("--milliseconds", type=float, default=10.0)
-    parser.add_argument("--model", choices=["hf"])
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
     options = parser.parse_args()
-    own = "{{provider: custom, cls: 'own:Model', request_texts: 10, options: {{seconds: {}, sleeps: {}}}}}"
-    models = {
-        sleeps: own.format(options.milliseconds / 1000, sleeps) for sleeps in ("false", "true")
-    }
-    if options.model:
-        models = {"MiniLM": "{provider: hf, model: sentence-transformers/all-MiniLM-L6-v2}"}
-    for name, model in models.items():
-        rates = dict[int, tuple[float, float]]()
+    for name in options.model:
+        model, rates = MODELS[name].format(options.milliseconds / 1000), []
         for workers in (1, 2):
             with tempfile.TemporaryDirectory(prefix="workers-") as folder, on_cores(workers):
-                rates[workers] = rate(Path(folder), options.texts, model, workers)
-        (clock, processor), (clock_of_two, processor_of_two) = rates[1], rates[2]
-        title = {"false": "computing", "true": "sleeping"}.get(name, name)
+                rates.append(rate(Path(folder), options.texts, model, workers))
+        (clock, processor), (clock_of_two, processor_of_two) = rates
         print(
-            f"{title}: {clock:.1f} texts/s with one worker, {clock_of_two:.1f} with two: "
+            f"{name}: {clock:.1f} texts/s with one worker, {clock_of_two:.1f} with two: "
             f"{clock_of_two / clock:.2f} times as many; of a text's processor time "
-            f"{processor / processor_of_two:.2f} times as much; load {os.getloadavg()[0]:.1f}"
+            f"{processor / processor_of_two:.2f} times as much; load {os.getloadavg()[0]:.1f}",
+            flush=True,
         )
     return 0
 

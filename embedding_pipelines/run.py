@@ -81,7 +81,8 @@ class Run:
         if not self.spec.source.has_images:
             yield None
             return
-        with ImageLoader(Contents(self.warehouse.home).read, self.model.resize) as loader:
+        read, model = Contents(self.warehouse.home).read, self.model
+        with ImageLoader(read, model.resize, model.cores) as loader:
             yield loader
 
     def release_options(self) -> ProviderOptions:

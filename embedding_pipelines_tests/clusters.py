@@ -3,12 +3,15 @@ which texts, and can be ended by one."""
 
 import contextlib
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -23,7 +26,12 @@ from embedding_pipelines.vectors import to_matrix
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 
 STORE_BYTES = 80 << 20  # of each node's object store; Ray takes no less than 75 MiB
-STARTS = 3  # of a process of Ray
+START_SECONDS = 300  # of a node, where Ray gives most of its processes 30
+PATIENCE = {
+    "RAY_gcs_server_port_wait_time_s": str(START_SECONDS),
+    "RAY_agent_register_timeout_ms": str(1_000 * START_SECONDS),
+    "RAY_worker_register_timeout_seconds": str(START_SECONDS),
+}
 DIMENSIONS = 16
 
 MODEL = f"""\
@@ -77,32 +85,45 @@ def local_cluster(nodes: int) -> Iterator[Any]:
         "include_dashboard": False,
         "temp_dir": folder,
     }
-    cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
-    try:
-        for _ in range(nodes):
-            add_node(cluster)
-        yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with _patience():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            for _ in range(nodes):
+                add_node(cluster)
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def add_node(cluster: Any, **variables: str) -> Any:
     """One more node, with variables of its environment."""
-    return _patiently(
-        lambda: cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
-    )
+    return cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
 
 
-def _patiently(start: Callable[[], Any]) -> Any:
-    """Ray gives a process 30 seconds to start, which a busy machine may take."""
-    for attempt in range(STARTS):
-        try:
-            return start()
-        except Exception as error:
-            if "timed out during startup" not in str(error) or attempt == STARTS - 1:
-                raise
-    raise AssertionError
+@contextlib.contextmanager
+def _patience() -> Iterator[None]:
+    """Ray asks for 30 seconds whether a node that it started is there, and leaves its processes to
+    themselves then. A busy machine takes longer, so each such question waits for its answer."""
+    from ray._private import services
+
+    ask = services.get_node
+
+    def get_node(address: str, node: str) -> Any:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask(address, node)
+            except RuntimeError:  # not yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    with (
+        mock.patch.dict(os.environ, PATIENCE),
+        mock.patch.object(services, "get_node", get_node),
+    ):
+        yield
 
 
 def write_home(

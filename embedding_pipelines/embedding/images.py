@@ -30,11 +30,12 @@ SourceError where it cannot be read."""
 
 
 class ImageLoader:
-    """Loads images by name and digest; close it, or use it in a `with` block."""
+    """Loads images by name and digest; close it, or use it in a `with` block. `cores` as `EmbeddingModel`
+    has it."""
 
-    def __init__(self, read: Read, resize: Resize) -> None:
+    def __init__(self, read: Read, resize: Resize, cores: int | None = None) -> None:
         self._read, self._resize = read, resize
-        self._pool, self._workers = Pool(), Workers(AHEAD)
+        self._pool, self._workers = Pool(cores), Workers(AHEAD)
 
     def load(self, name: str, digest: str) -> "Future[Pixels | str]":
         """uint8[size, size, 3], or why there is no such image any more. The future has a SourceError

@@ -41,9 +41,9 @@ class Kit(ABC):
         user should know, if anything."""
 
     @abstractmethod
-    def open(self, shared: Shared) -> Worker:
-        """A worker on this machine. Raises EmbeddingPipelinesError where this machine would not do
-        what the others do."""
+    def open(self, shared: Shared, cores: int | None) -> Worker:
+        """A worker on this machine that keeps so many of its cores busy, None for all. Raises
+        EmbeddingPipelinesError where this machine would not do what the others do."""
 
 
 class ShardWork(ABC):

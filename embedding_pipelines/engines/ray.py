@@ -24,6 +24,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from embedding_pipelines.engines.base import Engine, Kit, ShardWork
@@ -76,6 +77,11 @@ class Ray(Engine):
                 f"{self.workers}. Set min_workers to {self.workers} or less."
             )
         return self
+
+    @property
+    def cores(self) -> int | None:
+        """How many a worker keeps busy; None where Ray reserves none."""
+        return max(1, math.floor(self.cpus_per_worker)) if self.cpus_per_worker else None
 
     def map_shards(self, work: ShardWork, shards: Sequence[str]) -> Iterator[Any]:
         with _connection(self.address) as ray:
@@ -202,8 +208,11 @@ class _Stopped(Exception):
 class _Actor:
     """One worker. Ray calls `work` in one thread, and `stop` in another."""
 
-    def __init__(self, kit: Kit, hub: Any, name: str, silence_seconds: float) -> None:
+    def __init__(
+        self, kit: Kit, hub: Any, name: str, silence_seconds: float, cores: int | None
+    ) -> None:
         self._kit, self._hub, self._name, self._silence = kit, hub, name, silence_seconds
+        self._cores = cores
         self._stopped, self._at = threading.Event(), ("", 0)  # the shard, and what is done of it
         threading.Thread(target=self._listen, daemon=True, name="driver-beat").start()
 
@@ -212,7 +221,8 @@ class _Actor:
         ray = need("ray", "ray")
         node = ray.get_runtime_context().get_node_id()
         try:
-            self._worker = self._kit.open(_Shared(self._hub, self._name))
+            _keep_to(self._cores)
+            self._worker = self._kit.open(_Shared(self._hub, self._name), self._cores)
         except (EmbeddingPipelinesError, OSError) as error:
             return node, error_lines(error)[0].rstrip(".")
         except Exception as error:  # noqa: BLE001  # of libraries, as a GPU without memory
@@ -352,7 +362,7 @@ class _Pool:
                 num_cpus=self._options.cpus_per_worker,
                 num_gpus=self._options.gpus_per_worker,
                 label_selector=self._elsewhere(),
-            ).remote(self._kit, self._hub, name, SILENCE_SECONDS)
+            ).remote(self._kit, self._hub, name, SILENCE_SECONDS, self._options.cores)
             self._names[actor] = name
             self._starting[actor.open.remote()] = actor
 
@@ -498,6 +508,15 @@ class _Pool:
     def _address(self, node: str) -> str:
         entries = [entry for entry in self._ray.nodes() if entry["NodeID"] == node]
         return f"{entries[0]['NodeManagerAddress']} ({node[:8]})" if entries else node[:8]
+
+
+def _keep_to(cores: int | None) -> None:
+    """Have libraries that take no number start so many threads in this process, which is a worker's
+    own. Ray has told those of OpenMP, BLAS among them, before they were loaded."""
+    if cores is not None:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(cores))  # tokenizers read it at first use
+        os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores))  # and TensorFlow this
+        pa.set_cpu_count(cores)
 
 
 def _beside_driver(ray: Any) -> Any:

@@ -119,12 +119,19 @@ class ImageBatch:
 class ClipEngine:
     """One model, for any number of threads. Each tower is loaded when it is first to embed.
 
-    `device` is "auto", "cpu", "mps", "cuda" or one of several, "cuda:1".
+    `device` is "auto", "cpu", "mps", "cuda" or one of several, "cuda:1". `cores`: of the processor,
+    how many it keeps busy; None: all.
     """
 
-    def __init__(self, folder: Path, precision: Precision, device: str = "auto") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        precision: Precision,
+        device: str = "auto",
+        cores: int | None = None,
+    ) -> None:
         self.folder = folder / NESTED if (folder / NESTED).is_dir() else folder
-        self.precision, self.device = precision, device
+        self.precision, self.device, self._cores = precision, device, cores
         self._name = folder.name
         self._cache, self.config = describe(self.folder)
         self._texts = Batching(self._name, "tokens", _single_text)
@@ -241,12 +248,13 @@ class ClipEngine:
         if problem:
             words = "%s: torch runs this model, OpenVINO cannot: %s"
             log.warning(words, self._name, problem)
-            return ClipTorch(folder, config, tower, "cpu", self.precision)
-        graph, precision = graphs / f"{tower}.xml", self.precision
+            return ClipTorch(folder, config, tower, "cpu", self.precision, self._cores)
+        graph, precision, cores = graphs / f"{tower}.xml", self.precision, self._cores
         if tower == "text":
-            return _openvino.OpenVino(graph, precision, _one_text(config))
+            return _openvino.OpenVino(graph, precision, _one_text(config), cores=cores)
         one = ImageBatch(np.zeros((1, config.size, config.size, 3), np.uint8))
-        return _openvino.OpenVino(graph, precision, one, BATCH_IMAGES["cpu"], pads=False)
+        size = BATCH_IMAGES["cpu"]
+        return _openvino.OpenVino(graph, precision, one, size, pads=False, cores=cores)
 
 
 class ClipTorch(_torch.TorchBackend):
@@ -260,9 +268,10 @@ class ClipTorch(_torch.TorchBackend):
         tower: Tower,
         device: str,
         precision: Precision | Literal["float16"],
+        cores: int | None = None,
     ) -> None:
         torch = need("torch", "local")
-        super().__init__(device)
+        super().__init__(device, cores)
         if precision == "auto":
             precision = "float16" if self._kind == "cuda" else "float32"
         self.precision, self.pads = precision, tower == "text"

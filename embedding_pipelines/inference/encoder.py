@@ -54,7 +54,8 @@ class Engine:
 
     `prompts` by input type ("document", "query") replace the model's own; `defaults` apply if it
     has none. `device` is "auto", "cpu", "mps", "cuda" or one of several, "cuda:1". `computation`
-    is what precision `auto` has to compute in; by default what suits the machine.
+    is what precision `auto` has to compute in; by default what suits the machine. `cores`: of the
+    processor, how many it keeps busy; None: all.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Engine:
         defaults: Mapping[str, str] | None = None,
         device: str = "auto",
         computation: str | None = None,
+        cores: int | None = None,
     ) -> None:
-        self.folder, self.precision, self.device = folder, precision, device
+        self.folder, self.precision, self.device, self._cores = folder, precision, device, cores
         self._computation: Any = computation if precision == "auto" and computation else precision
         self.samples = read_samples(calibration) if calibration else []
         self._cache, own = describe(folder)
@@ -129,12 +131,12 @@ class Engine:
             return _torch.Torch(self.folder, device, self._computation)
         conversion = convert(self.folder, self._cache)
         if self.precision == "int8":
-            return _openvino.OpenVino(self._quantize(conversion), "int8")
+            return _openvino.OpenVino(self._quantize(conversion), "int8", cores=self._cores)
         if conversion.problem:
             words = "%s: torch runs this model, OpenVINO cannot: %s"
             log.warning(words, self.folder.name, conversion.problem)
-            return _torch.Torch(self.folder, "cpu", self._computation)
-        return _openvino.OpenVino(conversion.graph, self._computation)
+            return _torch.Torch(self.folder, "cpu", self._computation, self._cores)
+        return _openvino.OpenVino(conversion.graph, self._computation, cores=self._cores)
 
     def _quantize(self, conversion: Conversion) -> Path:
         """The graph in int8, in the cache beside the other."""

@@ -33,11 +33,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-# Parallel inferences, so that the small layers of one leave no core idle. Measured with two cores;
-# a stream for every two of more cores is a guess.
-CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-STREAMS = max(2, CORES // 2)
-
 # Two threads that make the first calls of OpenVINO's binding can deadlock: one holds the guard of a
 # static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
 # These statics belong to the process, and so does the lock.
@@ -53,8 +48,6 @@ class OpenVino(Backend):
     """One compiled graph. Not with openvino's AsyncInferQueue: its threads call back into Python,
     which aborts a process that ends at that moment (measured: one in two)."""
 
-    in_flight = STREAMS + 1  # one waits, so that no stream is idle
-
     def __init__(
         self,
         graph: Path,
@@ -62,8 +55,10 @@ class OpenVino(Backend):
         first: Rows = ONE_TOKEN,
         batch_size: int = BATCH_TOKENS,
         pads: bool = True,
+        cores: int | None = None,
     ) -> None:
-        """`first` is computed at once. A graph takes as many of a batch's arrays as it has inputs."""
+        """`first` is computed at once. A graph takes as many of a batch's arrays as it has inputs.
+        `cores`: how many it keeps busy, None for all of the machine."""
         self.batch_tokens, self.pads = batch_size, pads
         openvino = load()
         core = openvino.Core()
@@ -83,7 +78,9 @@ class OpenVino(Backend):
             precision = "bfloat16" if has_bfloat16 else "float32"
         self.precision = precision
         hint = "bf16" if self.precision == "bfloat16" else "f32"
-        options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(STREAMS)}
+        threading_options = threads(usable_cores(), cores)
+        self.in_flight = int(threading_options["NUM_STREAMS"]) + 1  # one waits: no stream is idle
+        options = {"INFERENCE_PRECISION_HINT": hint, **threading_options}
         if os.access(graph.parent, os.W_OK):
             # What is compiled is kept without its weights, 0.4 MB for MiniLM, by the processor: folders
             # are shared by machines. It takes half the time; what is damaged OpenVINO makes anew.
@@ -117,6 +114,25 @@ class OpenVino(Backend):
             vectors = np.array(handle.get_output_tensor(0).data, np.float32)
         self._idle.append(handle)
         return vectors
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def threads(usable: int, cores: int | None) -> dict[str, str]:
+    """OpenVINO's options to keep so many of the usable cores busy, None for all.
+
+    Parallel inferences, so that the small layers of one leave no core idle. Measured with two cores;
+    a stream for every two of more cores is a guess.
+    """
+    share = min(cores or usable, usable)
+    options = {"NUM_STREAMS": str(min(share, max(2, share // 2)))}
+    if share == usable:
+        return options
+    # Not pinned: each of several processes would pin its threads to the same first cores.
+    return options | {"INFERENCE_NUM_THREADS": str(share), "ENABLE_CPU_PINNING": "NO"}
 
 
 def load() -> Any:

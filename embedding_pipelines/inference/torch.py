@@ -45,11 +45,14 @@ class TorchBackend(Backend):
 
     in_flight = 2  # an accelerator queues the next batch while it computes one
 
-    def __init__(self, device: str) -> None:
-        """`device` is a Device, or one of several, such as "cuda:1"."""
+    def __init__(self, device: str, cores: int | None = None) -> None:
+        """`device` is a Device, or one of several, such as "cuda:1". `cores`: how many this process
+        keeps busy on a processor, None for all."""
         torch = need("torch", "local")
         self._device = device
         self._kind: Any = device.partition(":")[0]
+        if self._kind == "cpu" and cores is not None:
+            torch.set_num_threads(min(cores, torch.get_num_threads()))
         self.name = f"torch {torch.__version__}, {device}"
         # On a processor one batch takes all cores. Elsewhere, threads that launch at the same time
         # take Python from one another at each of some hundred operations.
@@ -95,7 +98,11 @@ class Torch(TorchBackend):
     `precision`, what comes behind it in float32."""
 
     def __init__(
-        self, folder: Path, device: str, precision: Precision | Literal["float16"]
+        self,
+        folder: Path,
+        device: str,
+        precision: Precision | Literal["float16"],
+        cores: int | None = None,
     ) -> None:
         torch = need("torch", "local")
         if precision == "int8":
@@ -103,7 +110,7 @@ class Torch(TorchBackend):
                 f"precision 'int8' is for processors, and this model runs on {device}. Set it to "
                 "'auto'."
             )
-        super().__init__(device)
+        super().__init__(device, cores)
         kind = self._kind
         model: Any = load(folder).float().to(device).eval()
         if precision == "auto":

@@ -192,6 +192,9 @@ class EmbeddingModel(ABC):
     # What it has to compute in where its options leave that to the machine; set before first use,
     # so that all machines of a cluster compute alike. It is no part of the space.
     fixed_precision: str | None = None
+    # Of this machine's, how many it may keep busy, and what decodes its images; set before first
+    # use. None: all.
+    cores: int | None = None
 
     def __init__(
         self,

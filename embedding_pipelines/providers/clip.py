@@ -141,7 +141,7 @@ class ClipModel(EmbeddingModel):
             require("openvino", "local")
         options = self.options
         folder = model_folder(options.model, options.revision, self.home)
-        return ClipEngine(folder, options.precision, options.device)
+        return ClipEngine(folder, options.precision, options.device, self.cores)
 
 
 class Clip(ProviderOptions):

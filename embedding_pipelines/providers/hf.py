@@ -198,6 +198,7 @@ class HfModel(FinetunedModel):
             prompts_of(options.model),
             options.device,
             self.fixed_precision,
+            self.cores,
         )
 
 

@@ -111,7 +111,7 @@ class _Kit(RunKit):
     def open_shared(self) -> Nothing:
         return Nothing()
 
-    def open(self, shared: Shared) -> "_Cutter":
+    def open(self, shared: Shared, cores: int | None) -> "_Cutter":
         """Raises EngineError for a machine that has another version, folder or tokenizer."""
         run = self.open_run()
         if _configuration(run) != self.configuration:

@@ -489,7 +489,7 @@ class _Kit(DocumentsKit):
     unchanged: frozenset[str]
     left_out: Mapping[str, Collection[Place]]
 
-    def open(self, shared: Shared) -> "_Writer":
+    def open(self, shared: Shared, cores: int | None) -> "_Writer":
         run, pushed = self.open_alike()
         return _Writer(run, self.spill, self.unchanged, self.left_out, pushed)
 

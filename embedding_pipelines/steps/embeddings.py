@@ -448,11 +448,11 @@ class _Kit(RunKit):
     def open_shared(self) -> _Hub:
         return _Hub(self.open_run())
 
-    def open(self, shared: Shared) -> "_Embedder":
+    def open(self, shared: Shared, cores: int | None) -> "_Embedder":
         """Raises EngineError for a machine that has another version, folder, model or precision."""
         run = self.open_run()
         model = run.model
-        model.fixed_precision = self.precision or None
+        model.fixed_precision, model.cores = self.precision or None, cores
         if model.space.id != self.space:
             raise EngineError(f"its model is another one: {model.space}")
         limiter = SharedLimiter(shared, model.rate_limit) if model.rate_limit else None

@@ -323,7 +323,7 @@ class _Kit(DocumentsKit):
 
     drafts: Path
 
-    def open(self, shared: Shared) -> "_Reader":
+    def open(self, shared: Shared, cores: int | None) -> "_Reader":
         run, pushed = self.open_alike()
 
         def inputs(job: int) -> Sequence[Input]:

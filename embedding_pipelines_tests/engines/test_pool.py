@@ -1,9 +1,11 @@
 """What the driver decides of workers, with a stand-in for Ray in place of a cluster."""
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from embedding_pipelines.engines import ray as engine_module
@@ -94,7 +96,7 @@ class Worker:
     broken = 0
 
     def __init__(self, *arguments: Any) -> None:
-        self.is_broken = False
+        self.is_broken, self.cores = False, arguments[-1]
 
     def open(self) -> tuple[str, str]:
         return self.node, "it is another one" if self.node == BAD else ""
@@ -147,6 +149,7 @@ def test_no_worker_starts_on_a_machine_that_was_refused_and_a_broken_one_gets_no
     work, shards = Work(), [f"b{number:02d}" for number in range(6)]
     assert sorted(results(ray, work, shards)) == shards
     assert [handle.actor.node for handle in ray.workers] == [BAD, GOOD, GOOD]
+    assert [handle.actor.cores for handle in ray.workers] == [1, 1, 1]
     assert [handle.options["label_selector"] for handle in ray.workers] == [
         None,
         None,
@@ -172,3 +175,17 @@ def test_what_a_user_has_to_mend_ends_the_run(ray: Stand, monkeypatch: pytest.Mo
     monkeypatch.setattr(Worker, "work", lambda self, shard: ([], 0, fault))
     with pytest.raises(ProviderError, match="The key is wrong"):
         results(ray, Work(), ["b00"])
+
+
+@pytest.mark.parametrize(("reserved", "cores"), [(0, None), (0.5, 1), (1, 1), (2.5, 2)])
+def test_a_worker_keeps_the_cores_busy_that_are_reserved_for_it(
+    reserved: float, cores: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("RAYON_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    told: list[int] = []
+    monkeypatch.setattr(pa, "set_cpu_count", told.append)
+    monkeypatch.setattr(os, "environ", environment := dict[str, str]())
+    assert Ray(cpus_per_worker=reserved).cores == cores
+    engine_module._keep_to(cores)
+    assert environment == (dict.fromkeys(names, str(cores)) if cores else {})
+    assert told == ([cores] if cores else [])

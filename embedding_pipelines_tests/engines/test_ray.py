@@ -59,8 +59,9 @@ def cluster() -> Iterator[Any]:
         yield cluster
 
 
-def engine(cluster: Any, workers: int) -> str:
-    return f"{{kind: ray, address: '{cluster.address}', workers: {workers}}}"
+def engine(cluster: Any, workers: int, least: int = 1) -> str:
+    options = f"address: '{cluster.address}', workers: {workers}, min_workers: {least}"
+    return f"{{kind: ray, {options}}}"
 
 
 def wait_until(condition: Any, seconds: float = 60.0) -> None:
@@ -146,7 +147,8 @@ def test_a_shard_that_ends_two_workers_is_put_aside_and_the_others_are_done(
 
 def test_a_node_is_killed_in_the_middle(cluster: Any, tmp_path: Path) -> None:
     texts = [f"text number {n} is here" for n in range(240)]
-    run = write_home(tmp_path, engine(cluster, 3), texts, 0.02)
+    # All three begin together, and take 3 s for a shard: the one that is lost is in the middle of it.
+    run = write_home(tmp_path, engine(cluster, 3, least=3), texts, 0.05)
     node = add_node(cluster)
 
     def kill() -> None:

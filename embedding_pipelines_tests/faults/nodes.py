@@ -58,15 +58,15 @@ def try_nodes(rounds: int, folder: Path, seed: int) -> Outcome:
                 _round(cluster, nodes.pop(name), name, choose.random(), home, expected, outcome)
             except Exception as error:  # noqa: BLE001  # the next round may tell more
                 outcome.problems.append(f"round {number}: {type(error).__name__}: {error}")
-            print(f"round {number}: {outcome}", file=sys.stderr, flush=True)
             nodes[name] = add_node(cluster, NODE=name)
+            print(f"round {number}: {outcome}", file=sys.stderr, flush=True)
     return outcome
 
 
 def _round(
     cluster: Any, node: Any, name: str, moment: float, home: Path, expected: Any, outcome: Outcome
 ) -> None:
-    engine = f"{{kind: ray, address: '{cluster.address}', workers: 3}}"
+    engine = f"{{kind: ray, address: '{cluster.address}', workers: 3, min_workers: 3}}"
     run = write_home(home, engine, TEXTS, SECONDS)
     killed_after = list[int]()
 

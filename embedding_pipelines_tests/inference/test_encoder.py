@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_halved_until_it_does(
 def test_a_model_is_loaded_when_it_is_first_to_embed(
     monkeypatch: pytest.MonkeyPatch, expected: Vectors
 ) -> None:
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **given: object) -> None:
         raise AssertionError("loaded")
 
     monkeypatch.setattr(_openvino, "OpenVino", refuse)
@@ -227,6 +227,42 @@ def test_what_was_compiled_is_kept_without_the_weights_and_made_anew_where_it_is
     kept.write_bytes(b"half")
     np.testing.assert_allclose(vectors(), first, atol=1e-6)
     assert kept.stat().st_size > 1_000
+
+
+@pytest.mark.parametrize(
+    ("usable", "cores", "streams", "own"),
+    [
+        (1, None, 1, None),
+        (2, None, 2, None),
+        (8, None, 4, None),
+        (2, 4, 2, None),
+        (2, 1, 1, 1),
+        (64, 16, 8, 16),
+    ],
+)
+def test_cores_decide_streams_and_threads(
+    usable: int, cores: int | None, streams: int, own: int | None
+) -> None:
+    options = {"NUM_STREAMS": str(streams)}
+    if own:  # a part of them, which others share
+        options |= {"INFERENCE_NUM_THREADS": str(own), "ENABLE_CPU_PINNING": "NO"}
+    assert _openvino.threads(usable, cores) == options
+
+
+def test_a_model_keeps_the_cores_busy_that_it_was_given_though_it_was_compiled_for_others(
+    monkeypatch: pytest.MonkeyPatch, expected: Vectors
+) -> None:
+    monkeypatch.setattr(_openvino, "usable_cores", lambda: 4)
+    for cores, streams, own in ((4, 2, 0), (1, 1, 1)):
+        engine = Engine(MINILM, "float32", cores=cores)
+        assert cosines(engine.embed(TEXTS, "document"), expected).min() >= 0.9999
+        backend: Any = engine.backend
+        assert backend.in_flight == streams + 1
+        compiled = backend._compiled
+        assert compiled.get_property("NUM_STREAMS") == streams
+        if own:
+            assert compiled.get_property("INFERENCE_NUM_THREADS") == own
+            assert not compiled.get_property("ENABLE_CPU_PINNING")
 
 
 def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(

@@ -41,7 +41,7 @@ class Parcelled(Engine):
     def map_shards(self, work: ShardWork, shards: Sequence[str]) -> Iterator[Any]:
         kit = pickle.loads(pickle.dumps(work.kit()))  # noqa: S301
         hub = kit.open_shared()
-        worker = kit.open(Direct(hub))
+        worker = kit.open(Direct(hub), None)
         for shard in shards:
             results = list(worker.work([shard], work.advance))
             hub.release(Direct.name)
@@ -108,11 +108,20 @@ def test_a_machine_that_is_not_as_the_others_is_refused(kind: Any, tmp_path: Pat
     ):
         wrong = type(kit)(**{**vars(kit), name: other})
         with pytest.raises(EngineError, match=words):
-            wrong.open(shared)
+            wrong.open(shared, None)
     write_json(run.folder.cluster, {"run": "another"})
     with pytest.raises(EngineError, match="mount the same folder"):
-        kit.open(shared)
+        kit.open(shared, None)
     assert read_json(run.folder.cluster)
+
+
+def test_a_worker_opens_its_model_for_the_cores_that_it_has(tmp_path: Path) -> None:
+    run = write(tmp_path)
+    work(run, "chunks")
+    kit = _Embedding(run, _budget(), lambda _: None).kit()
+    worker: Any = kit.open(Direct(kit.open_shared()), 3)
+    assert worker._run.model.cores == 3
+    assert run.model.cores is None
 
 
 def _budget() -> Any:

@@ -90,7 +90,7 @@ class Other(Parcelled):
 
     def map_shards(self, work: Any, shards: Any) -> Any:
         kit = work.kit()
-        yield type(kit)(**{**vars(kit), "configuration": "another"}).open(None)
+        yield type(kit)(**{**vars(kit), "configuration": "another"}).open(None, None)
 
 
 rows = st.lists(
@@ -206,6 +206,35 @@ def test_workers_leave_what_one_process_leaves(tmp_path: Path, kind: str, small:
     with (there.warehouse.home / "data" / f"2.{kind}").open("ab") as file:
         file.truncate(size if kind == "parquet" else size - 1)
     assert write_documents(there).statistics["documents"] == DOCUMENTS
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_workers_read_the_files_again_that_one_process_does(
+    tmp_path: Path, changed: int, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that changed, and those whose records it left out: 1 alone had the id n0."""
+    read: list[str] = []
+    read_file = reading._Reader._read_file
+
+    def note(reader: Any, file: SourceFile, *given: Any) -> Any:
+        read.append(file.name)
+        return read_file(reader, file, *given)
+
+    monkeypatch.setattr(reading._Reader, "_read_file", note)
+    results = []
+    for name in ("here", "there"):
+        run = home_of(tmp_path / name)
+        write(tmp_path / name, "csv", [*FILES[:1], [(100, "n", "1")], *FILES[2:]])
+        run = elsewhere(run) if name == "there" else run
+        write_documents(run)
+        read.clear()
+        with (tmp_path / name / "data" / f"{changed}.csv").open("a") as file:
+            file.write("101,new,1\n")
+        left = told(run, None)
+        results.append((left, set(read)))
+    again = {"data/0.csv", "data/2.csv", "data/3.csv"} if changed == 0 else {"data/1.csv"}
+    assert results[0] == results[1]
+    assert results[0][1] == again
 
 
 def test_what_a_worker_reports_is_short(tmp_path: Path, small: None) -> None:
