@@ -26,11 +26,10 @@ from embedding_pipelines.vectors import to_matrix
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 
 STORE_BYTES = 80 << 20  # of each node's object store; Ray takes no less than 75 MiB
-START_SECONDS = 300  # of a node, where Ray gives most of its processes 30
+START_SECONDS = 300  # of a node, where Ray gives each of its processes 30
 PATIENCE = {
     "RAY_gcs_server_port_wait_time_s": str(START_SECONDS),
     "RAY_agent_register_timeout_ms": str(1_000 * START_SECONDS),
-    "RAY_worker_register_timeout_seconds": str(START_SECONDS),
 }
 DIMENSIONS = 16
 

@@ -520,10 +520,12 @@ def _keep_to(cores: int | None) -> None:
 
 
 def _beside_driver(ray: Any) -> Any:
-    """Where the driver is: there the cache is a file of the machine's own."""
+    """Where the driver is: there the cache is a file of the machine's own. And nowhere else: a wish
+    (`soft`) Ray does not hear of what reserves nothing, and the loss of any machine would be that of
+    the hub."""
     strategies = need("ray.util.scheduling_strategies", "ray")
     node = ray.get_runtime_context().get_node_id()
-    return strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=True)
+    return strategies.NodeAffinitySchedulingStrategy(node_id=node, soft=False)
 
 
 def _hub_class(ray: Any) -> Any:

@@ -37,6 +37,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.workers: list[Handle] = []
+        self.hubs: list[Handle] = []
         self.killed: list[Any] = []
 
     def remote(self, *classes: Any, **given: Any) -> Any:
@@ -47,7 +48,9 @@ class Stand:
         def options(**options: Any) -> Any:
             def remote(*arguments: Any) -> Handle:
                 handle = Handle(kind(*arguments), options)
-                if kind is Worker:
+                if kind is not Worker:
+                    self.hubs.append(handle)
+                else:
                     self.workers.append(handle)
                     self.place(handle)
                 return handle
@@ -155,6 +158,9 @@ def test_no_worker_starts_on_a_machine_that_was_refused_and_a_broken_one_gets_no
         None,
         {NODE_LABEL: f"!in({BAD})"},
     ]
+    (hub,) = ray.hubs
+    where = hub.options["scheduling_strategy"]
+    assert (where.node_id, where.soft) == (GOOD, False)
     assert ray.workers[1] in ray.killed  # it broke at b01, and b02 went to the next one
     assert sum("takes no part" in note for note in work.notes) == 1
     assert "b01 goes to another worker: CUDA error: an illegal memory access." in work.notes

@@ -185,11 +185,13 @@ def test_workers_end_when_nobody_hears_of_the_driver(cluster: Any, tmp_path: Pat
 def test_a_run_whose_hub_is_lost_ends(cluster: Any, tmp_path: Path) -> None:
     texts = [f"text number {n} is here" for n in range(200)]
     run = write_home(tmp_path, engine(cluster, 1), texts, 0.05)
+    parents: list[str] = []
 
     def kill() -> None:
         wait_until(lambda: requests(tmp_path))
         for process in psutil.Process().children(recursive=True):
             if "ray::Hub" in process.cmdline()[:1]:
+                parents.extend(process.parent().cmdline())
                 process.kill()
 
     killing = threading.Thread(target=kill)
@@ -201,6 +203,8 @@ def test_a_run_whose_hub_is_lost_ends(cluster: Any, tmp_path: Path) -> None:
     assert len(vectors_of(run)) == 200
     again = [text for text, times in times_embedded(tmp_path).items() if times > 1]
     assert len(again) <= 30  # one that could not be filed any more, and two that were out
+    # It was beside the driver, so that the loss of another machine is not its own.
+    assert f"--node_id={cluster.head_node.node_id}" in parents
 
 
 def test_a_run_that_ends_early_leaves_no_worker(cluster: Any, tmp_path: Path) -> None:

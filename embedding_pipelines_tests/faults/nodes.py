@@ -28,7 +28,7 @@ from embedding_pipelines_tests.clusters import (
 )
 
 TEXTS = [f"text number {n // 2} is here" for n in range(480)]  # each of them twice
-SECONDS = 0.02  # of a text
+SECONDS = 0.05  # of a text
 REQUEST_TEXTS = 10
 START_SECONDS = 120.0
 NODES = ("one", "two", "three")
