@@ -1,12 +1,12 @@
 """How much faster two workers of a Ray cluster are than one, on this machine.
 
-    python -m benchmarks.workers [--texts 1600] [--milliseconds 10] [--model own hf]
+    python -m benchmarks.workers [--texts 800] [--milliseconds 10] [--model own hf]
 
 One worker on one core, then two on two: the driver and what all workers share included, since they
 run there, too. Rates are those of the clock between the first shard and the last that all workers
 were busy with, start-up aside, so they need a machine that has nothing else to do. The model `own`
 takes so many milliseconds of a processor for a text; with `hf` MiniLM embeds them, of the extra
-`offline`. Two minutes.
+`offline`. Two to three minutes.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def on_cores(count: int) -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=int, default=1_600)
+    parser.add_argument("--texts", type=int, default=800)
     parser.add_argument("--milliseconds", type=float, default=10.0)
     parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
     options = parser.parse_args()
