@@ -53,7 +53,7 @@ from embedding_pipelines.sources.base import Source
 from embedding_pipelines.sources.fields import lookup
 from embedding_pipelines.sources.json_records import parse
 from embedding_pipelines.steps.documents import READING, forget_files, read_files
-from embedding_pipelines.steps.duplicates import write_duplicates
+from embedding_pipelines.steps.duplicates import write_duplicates, write_near
 from embedding_pipelines.steps.garbage import CANDIDATES
 from embedding_pipelines.steps.output import forget_rows
 from embedding_pipelines.steps.reading import FileStatistics, forgotten_by, is_pushed
@@ -412,6 +412,7 @@ def _erase_rows(
             delete(path)
     if folder.duplicates.exists():
         write_duplicates(run)
+        write_near(run)
     log = pushed_log(run.warehouse, run.spec.name)
     log.delete_drafts()
     if traces.pushed:

@@ -24,6 +24,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.duplicates import write_near
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
 from embedding_pipelines.storage.warehouse import parse_state
 
@@ -99,6 +100,8 @@ def run_checks(run: Run) -> CheckRecord:
     )
     inputs = _inputs(run, state)  # before: who edits a file meanwhile gets it measured next time
     outcomes = evaluate(candidate)
+    if run.spec.source.has_images and (words := write_near(run).sentence):
+        run.progress.note(f"{words}; all are kept, and listed in {run.folder.duplicates}")
     record = CheckRecord(name, state.version, inputs, candidate.metrics, outcomes)
     write_json(run.folder.checks, asdict(record))
     return record

@@ -39,7 +39,7 @@ from embedding_pipelines.sources.base import Input, Rejection, SourceFile, Stamp
 from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Options, Reports, Step
-from embedding_pipelines.steps.duplicates import WORDS, Groups, write_duplicates
+from embedding_pipelines.steps.duplicates import OF_PIXELS, Groups, write_duplicates
 from embedding_pipelines.steps.elsewhere import RunWork, engine_of, map_shards
 from embedding_pipelines.steps.reading import (
     PART_BYTES,
@@ -304,7 +304,7 @@ def _write_record(
     if joined:
         record["joined"] = joined
     if duplicates is not None:
-        record["duplicates"] = {f"{kind}_images": duplicates.images(kind) for kind in WORDS}
+        record["duplicates"] = {f"{kind}_images": duplicates.images(kind) for kind in OF_PIXELS}
     write_json(run.folder.files, record)
 
 

@@ -114,6 +114,7 @@ def _repair_rows(run: Run) -> Iterator[str]:
         yield f"{folder.rejected} was lost or damaged and is made anew."
     elif "duplicates" in record and _is_damaged(folder.duplicates):
         delete(folder.duplicates)
+        delete(folder.checks)  # which find the groups of vectors, and are made again
         write_json(folder.files, {**record, "whole": False})  # the step's end is done again
         yield f"{folder.duplicates} was lost or damaged and is made anew."
     rejecting = [name for name in names if _rejects(folder.embeddings, name)]

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 
 from embedding_pipelines.images import decode, digest, perceptual
+from embedding_pipelines.progress import Silent
+from embedding_pipelines.providers.clip import Clip
+from embedding_pipelines.report.page import write_report
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.documents import write_documents
@@ -20,8 +23,9 @@ from embedding_pipelines.steps.duplicates import (
     find,
     read_duplicates,
 )
-from embedding_pipelines_tests.chain import run_of, write_pipeline
+from embedding_pipelines_tests.chain import run_of, run_steps, write_pipeline
 from embedding_pipelines_tests.drawn import drawing, encoded, write
+from embedding_pipelines_tests.seeing import Seeing, draw
 
 
 def groups_of(files: dict[str, bytes]) -> Groups:
@@ -121,3 +125,52 @@ def test_a_run_and_status_say_so_and_nothing_is_left_out(home: Path) -> None:
     (home / "photos" / "b.bmp").unlink()
     assert write_documents(run_of(home, "p")).statistics["same_images"] == 0
     assert read_duplicates(run.folder.duplicates).sentence == ""
+
+
+SEEN = """\
+source: {kind: images, path: photos}
+model: {provider: clip, model: seeing}
+evaluation: {known_items: 0, may_shrink: 1}
+partitions: 2
+"""
+
+
+def test_images_of_near_vectors_are_groups_once_the_model_has_seen_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clip, "model_class", Seeing)
+    write_pipeline(home, "p", SEEN)
+    photos = home / "photos"
+    for name, colour, stripes in (
+        ("a.png", "red", 0),
+        ("b.png", "red", 3),
+        ("c.bmp", "red", 0),
+        ("d.png", "green", 0),
+        ("e.png", "blue", 0),
+        ("f.bmp", "blue", 0),
+    ):
+        draw(photos / name, colour, "white", stripes=stripes)
+    run = run_of(home, "p")
+    path, words = run.folder.duplicates, "nearly the same vector (cosine 0.98 or more)"
+
+    def near() -> list[list[str]]:
+        return read_duplicates(path).groups("near")
+
+    run_steps(home, "p")
+    assert near() == [["a.png", "b.png", "c.bmp"]]  # e and f are no more than the same
+    said = str(pipeline_status(run.spec, run.warehouse)["duplicates"])
+    assert said.startswith("4 images in 2 groups with the same pixels; ")
+    assert said.endswith(f"3 images in 1 group with {words}: {path}")
+    page = write_report(run.warehouse, "p", Silent()).path.read_text()
+    assert "3 images in 1 group with nearly the same vector" in page
+
+    path.write_bytes(b"PAR1 damaged")
+    run_steps(home, "p")
+    assert near() == [["a.png", "b.png", "c.bmp"]]
+    (photos / "a.png").unlink()
+    write_documents(run_of(home, "p"))
+    assert near() == [["b.png", "c.bmp"]]  # whose vectors are looked at again by a run's checks
+    (photos / "c.bmp").unlink()
+    draw(photos / "g.png", "green", "white", stripes=2)
+    run_steps(home, "p")
+    assert near() == [["d.png", "g.png"]]
