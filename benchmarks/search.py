@@ -1,8 +1,8 @@
 """Search side by side: `python -m benchmarks.search` prints one table for one query at a time over
 real vectors.
 
-This project's own read path, plain `lancedb` calls on the same table, and libraries that search in
-memory: recall@10 against exact search, p50 and p99, the seconds to build, the bytes it takes.
+This project's own read path, on the disk and in memory, plain `lancedb` calls on the same table, and
+libraries that search in memory: recall@10 against exact search, p50 and p99, the seconds to build, the bytes it takes.
 Vectors are MiniLM's, of captions; the queries are captions that are not in the table. Of each
 system the fastest of its settings that reaches the floor in recall is shown. Embedding the query is
 left out everywhere.
@@ -128,21 +128,24 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in SYSTEMS if name in {"project", *options.systems}]
     if missing := [
-        name for name in names[1:] if importlib.util.find_spec(name.partition("-")[0]) is None
+        name
+        for name in names
+        if (module := name.partition("-")[0]) != "project"
+        and importlib.util.find_spec(module) is None
     ]:
         parser.error(
             f"{', '.join(missing)}: not installed. pip install -e '.[bench]', or name others by --systems"
         )
+    systems = {}
     try:
         data = load(options.vectors, options.queries, options.work)
+        with tempfile.TemporaryDirectory(dir=options.work) as home:
+            for name in names:
+                print(f"building {name}", file=sys.stderr)
+                systems[name] = SYSTEMS[name](data, Path(home))
+            measure(data, list(systems.values()))
     except EmbeddingPipelinesError as error:
         sys.exit(str(error))
-    systems = {}
-    with tempfile.TemporaryDirectory(dir=options.work) as home:
-        for name in names:
-            print(f"building {name}", file=sys.stderr)
-            systems[name] = SYSTEMS[name](data, Path(home))
-        measure(data, list(systems.values()))
     base = systems["project"].p50("default")
     best = [figures(name, system, system.best(), base) for name, system in systems.items()]
     title = f"{len(data.vectors):,} vectors of {data.vectors.shape[1]} dimensions, {len(data.queries)} queries"

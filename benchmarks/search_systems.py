@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from embedding_pipelines import schemas
 from embedding_pipelines.codes import encoded
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.releases import Release, Releases
 from embedding_pipelines.search import Searcher, SearchResult
 from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import checksums, to_column
 
 Vectors = NDArray[np.float32]
 NAME = "captions"  # of the pipeline and its table
@@ -95,20 +97,30 @@ def project(data: Data, home: Path) -> System:
         cleaning=data.spec.preprocessing.clean.version, spec=data.spec, released_at=datetime.now(UTC), checks={},
     )  # fmt: skip
     write_json(folder.releases, Releases(live=1, releases=[release]).model_dump(mode="json"))
-    searcher = Searcher(warehouse, NAME)
+    return _searched(data, Searcher(warehouse, NAME), seconds, table.size_bytes(), "disk")
+
+
+def memory(data: Data, home: Path) -> System:
+    """The project's release as a server holds it: the whole read path, from a query's vector to hits."""
+    searcher = Searcher(Warehouse(home), NAME)
+    started = time.perf_counter()
+    if not searcher.load_memory():
+        raise ConfigError("project-memory: the vectors do not fit into half of the free memory.")
+    return _searched(data, searcher, time.perf_counter() - started, None, "memory")
+
+
+def _searched(
+    data: Data, searcher: Searcher, seconds: float, size: int | None, kept: str
+) -> System:
+    space = searcher.model.space
 
     def row_numbers(result: SearchResult) -> list[int]:
         return [data.numbers[hit.chunk_id] for hit in result.hits]
 
-    size = table.size_bytes()
-    return System(
-        {"default": None},
-        lambda _, q: searcher.search_vector(q, space, K),
-        row_numbers,
-        seconds,
-        size,
-        "disk",
-    )
+    def ask(_: None, query: Vectors) -> SearchResult:
+        return searcher.search_vector(query, space, K)
+
+    return System({"default": None}, ask, row_numbers, seconds, size, kept)
 
 
 def lancedb(data: Data, home: Path) -> System:
@@ -212,6 +224,7 @@ def _table_rows(data: Data, codec: CodecChain, space_id: str) -> pa.Table:
         "text": texts,
         "chunk_digest": [schemas.digest(text.encode()) for text in texts],
         "partition": [f"b{partition_of(row['id'], data.spec.partitions):02d}" for row in rows],
+        "vector_checksum": checksums(to_column(data.vectors)),
         "image": [row["image"] for row in rows],
         "caption_no": [int(row["caption_no"]) for row in rows],
         **encoded(data.spec.store, codec, data.vectors),
@@ -221,10 +234,11 @@ def _table_rows(data: Data, codec: CodecChain, space_id: str) -> pa.Table:
     )
 
 
-# By name, up to the hyphen that of the module it needs. This project's comes first: it makes the
+# By name, up to the hyphen that of the module it needs, or `project`. That comes first: it makes the
 # table.
 SYSTEMS: dict[str, Callable[[Data, Path], System]] = {
     "project": project,
+    "project-memory": memory,
     "lancedb": lancedb,
     "faiss-hnsw": functools.partial(faiss, f"HNSW{HNSW_LINKS}"),
     "faiss-ivf": functools.partial(faiss, "IVF1024,Flat"),  # about 100 rows a list, of 100,000

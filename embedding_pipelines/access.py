@@ -33,7 +33,7 @@ from embedding_pipelines.sources.base import FileSource, ReadLog, Rejection, Sou
 from embedding_pipelines.sources.inputs import Stamp, fetched
 from embedding_pipelines.sources.text import COMPRESSED
 from embedding_pipelines.sources.values import parse_list
-from embedding_pipelines.spec.load import pipeline_files, read_draft
+from embedding_pipelines.spec.load import pipeline_file, read_draft
 from embedding_pipelines.stores.base import Searchable
 from embedding_pipelines.vectors import Distance
 
@@ -151,7 +151,7 @@ class Access:
     def _permissions(self) -> Source | None:
         """A file takes none away by being gone, as between two steps of an editor that saves it, by
         being broken, or while it may be half written."""
-        file = next((path for path in pipeline_files(self._home) if path.stem == self._name), None)
+        file = pipeline_file(self._name, self._home)
         try:
             status = None if file is None else file.stat()
         except OSError as error:

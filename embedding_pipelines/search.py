@@ -33,7 +33,7 @@ from embedding_pipelines.files import read_json
 from embedding_pipelines.images import pixels_of
 from embedding_pipelines.images import prepare as prepare_image
 from embedding_pipelines.memory import MAX_K as MEMORY_K
-from embedding_pipelines.memory import MemoryIndex, available_bytes
+from embedding_pipelines.memory import MemoryIndex, Near, available_bytes
 from embedding_pipelines.overlay import (
     UNRELEASED,
     Overlaid,
@@ -123,14 +123,7 @@ class SearchResult(BaseModel, frozen=True):
 
         Types are those of `as_frame`. Raises ConfigError without pandas.
         """
-        table = pa.Table.from_pylist([vars(hit) for hit in self.hits], pa.schema(HIT_COLUMNS))
-        for name in self._types or dict.fromkeys(
-            name for hit in self.hits for name in hit.metadata
-        ):
-            values = [hit.metadata.get(name) for hit in self.hits]
-            kind = self._types.get(name)
-            table = table.append_column(name, pa.array(values, kind and TABLE_TYPES[kind]))
-        return as_frame(table)
+        return as_frame(_table_of(self.hits, self._types))
 
 
 class SearchResults(list[SearchResult]):
@@ -138,14 +131,13 @@ class SearchResults(list[SearchResult]):
 
     def __init__(
         self,
-        results: Sequence[SearchResult],
-        rows: Sequence[pa.Table],
-        schema: pa.Schema,
+        results: Iterable[SearchResult],
+        types: Mapping[str, str],
         index: "pd.Index | None" = None,
     ) -> None:
-        """`rows` are the results' hits as tables of `schema`; `index` is the queries'."""
+        """`types` are those of the hits' metadata; `index` is the queries'."""
         super().__init__(results)
-        self._rows, self._schema, self._index = rows, schema, index
+        self._types, self._index = types, index
 
     def to_pandas(self) -> "pd.DataFrame":
         """The hits of all queries. The columns are query, rank (from 1) and those of
@@ -155,11 +147,10 @@ class SearchResults(list[SearchResult]):
         `frame.join(result.drop(columns="query"))` puts hits beside queries. Raises ConfigError
         without pandas.
         """
-        numbers = [number for number, rows in enumerate(self._rows) for _ in range(len(rows))]
-        ranks = [rank for rows in self._rows for rank in range(1, len(rows) + 1)]
+        numbers = [number for number, result in enumerate(self) for _ in result.hits]
+        ranks = [rank for result in self for rank in range(1, len(result.hits) + 1)]
         names = {name: f"metadata_{name}" for name in ("query", "rank")}
-        parts = [rows.cast(self._schema) for rows in self._rows]  # which may be null or not
-        hits = pa.concat_tables([self._schema.empty_table(), *parts])
+        hits = _table_of([hit for result in self for hit in result.hits], self._types)
         hits = hits.rename_columns([names.get(name, name) for name in hits.column_names])
         hits = hits.add_column(0, "rank", pa.array(ranks, pa.int32()))
         queries = pa.array([self[number].query for number in numbers], pa.string())
@@ -210,8 +201,7 @@ class Searcher:
         self._cache, self._warehouse = warehouse.cache, warehouse
         self._memory: MemoryIndex | None = None
         self._fitting: Space | None = None  # that was compared with the release's
-        types = self.release.spec.metadata_types  # the same as long as this is open
-        self._schema = pa.schema(HIT_COLUMNS | {name: TABLE_TYPES[types[name]] for name in types})
+        self._types = self.release.spec.metadata_types  # the same as long as this is open
         # What was pushed since is embedded by the release's own model, which opening does not load.
         self._overlay_model = self.model
         if self._bridge is not None and self._bridge.source == self.model.space.id:
@@ -372,6 +362,7 @@ class Searcher:
         mean = unit(np.stack([each.mean(axis=0) for each in vectors])).mean(axis=0)
         most = k + sum(map(len, vectors))  # their own chunks are among the nearest
         (rows,) = self._rows([Query("", mean)], most, filter, visible, "vector")
+        rows = _as_table(rows)
         rows = rows.filter(pc.invert(pc.is_in(rows["document_id"], pa.array(names)))).slice(0, k)
         notes = self._notes("vector", self._doubts)
         return self._result(rows, f"like {', '.join(names)}", "vector", started, notes, visible)
@@ -525,16 +516,12 @@ class Searcher:
         index: "pd.Index | None" = None,
     ) -> SearchResults:
         notes, reranker = self._notes(mode, notes), self.reranker(rerank)
-        schema, parts, results = self._schema, list[pa.Table](), list[SearchResult]()
-        tables = self._ranked(asked, k, filter, visible, mode, reranker)
-        for query, each in zip(queries, tables, strict=True):
-            rows = each.select(schema.names)
-            if rows.schema.types != schema.types:
-                rows = rows.cast(schema)
-            parts.append(rows)
+        results = list[SearchResult]()
+        every = self._ranked(asked, k, filter, visible, mode, reranker)
+        for query, rows in zip(queries, every, strict=True):
             results.append(self._result(rows, query, mode, started, notes, visible, reranker))
             started = time.perf_counter()
-        return SearchResults(results, parts, schema, index)
+        return SearchResults(results, self._types, index)
 
     def _embed_all(
         self, texts: list[str], k: int, too_long: TooLong
@@ -604,7 +591,7 @@ class Searcher:
         visible: Visible | None,
         mode: Mode,
         reranker: str,
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[pa.Table | Near]:
         """The rows for each query, in the cross-encoder's order if there is one."""
         if not reranker:
             yield from self._rows(queries, k, filter, visible, mode)
@@ -612,7 +599,7 @@ class Searcher:
         from embedding_pipelines.inference.cross_encoder import CrossEncoder
 
         every = self._rows(queries, self.candidates(k), filter, visible, mode)
-        for query, rows in zip(queries, every, strict=True):
+        for query, rows in zip(queries, map(_as_table, every), strict=True):
             pairs = [(query.text, text) for text in rows["text"].to_pylist()]
             with self._reranking:
                 if self._encoder is not None and self._encoder.name != reranker:
@@ -655,7 +642,7 @@ class Searcher:
         filter: Filter | None,
         visible: Visible | None,
         mode: Mode,
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[pa.Table | Near]:
         """The rows for each query."""
         self._follow()
         near = self._from_memory(queries, k, filter, visible, mode)
@@ -675,7 +662,7 @@ class Searcher:
         filter: Filter | None,
         visible: Visible | None,
         mode: Mode,
-    ) -> Sequence[pa.Table | None] | None:
+    ) -> Sequence[Near | None] | None:
         """The nearest rows of each query, all at once; None where the stored table is to tell."""
         memory, most = self._memory, rows_needed(k, mode)
         wide = most if visible is None else most * WIDER[0]
@@ -685,8 +672,8 @@ class Searcher:
         near = memory.find_all(np.stack(vectors), wide)
         if near is None or visible is None:
             return near
-        of_visible = map(visible.filter, near)
-        return [rows if rows.num_rows >= most else None for rows in of_visible]
+        of_visible = [rows.of(visible) for rows in near]
+        return [rows if len(rows) >= most else None for rows in of_visible]
 
     def _search_table(
         self,
@@ -695,19 +682,22 @@ class Searcher:
         filter: Filter | None,
         visible: Visible | None,
         mode: Mode,
-        near: pa.Table | None = None,
-    ) -> pa.Table:
-        names, version = self.release.spec.source.table_names, self.release.version
+        near: Near | None = None,
+    ) -> pa.Table | Near:
         table, most = self._overlay.over(self._table), rows_needed(k, mode)
-        if near is not None and isinstance(table, Overlaid):
+        if near is not None and mode == "vector" and not isinstance(table, Overlaid):
+            return near.first(most)  # of what is visible
+        names, version = self.release.spec.source.table_names, self.release.version
+        nearest = None if near is None else near.to_table()
+        if nearest is not None and isinstance(table, Overlaid):
             assert query.vector is not None
-            near = table.nearest(near, self.codec, query.vector, most, visible)
-        if near is not None:
-            near = near.slice(0, most)
+            nearest = table.nearest(nearest, self.codec, query.vector, most, visible)
+        if nearest is not None:
+            nearest = nearest.slice(0, most)
         if visible is None:
-            return find(table, self.codec, query, k, filter, version, mode, names, near)
+            return find(table, self.codec, query, k, filter, version, mode, names, nearest)
         permitted = Permitted(table, visible)
-        rows = find(permitted, self.codec, query, k, filter, version, mode, names, near)
+        rows = find(permitted, self.codec, query, k, filter, version, mode, names, nearest)
         return visible.filter(rows)  # whatever gave them
 
     def load_memory(self, is_wanted: Callable[[], bool] = lambda: True) -> bool:
@@ -734,8 +724,7 @@ class Searcher:
             return False
         self._memory = None
         live = live_release(self._folder)
-        types = live.spec.metadata_types
-        if live.space != before.space or types != before.spec.metadata_types:
+        if live.space != before.space or live.spec.metadata_types != self._types:
             return False
         table = live.spec.store.table(self._table_folder, live.table)
         if table.lacks(live.version):
@@ -747,7 +736,7 @@ class Searcher:
 
     def _result(
         self,
-        rows: pa.Table,
+        rows: pa.Table | Near,
         query: str,
         mode: Mode,
         started: float,
@@ -767,7 +756,7 @@ class Searcher:
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             notes=[*notes, *_notes_of(visible), *self._overlay.notes(visible)],
         )
-        result._types = release.spec.metadata_types  # no part of its JSON
+        result._types = self._types  # no part of its JSON
         return result
 
     def _clean(self, query: str, name: str) -> str:
@@ -1059,12 +1048,30 @@ def _column(queries: Any) -> "tuple[list[str], pd.Index | None]":
     return list(queries), None if callable(index) else index
 
 
-def hits_of(rows: pa.Table) -> list[Hit]:
+def hits_of(rows: pa.Table | Near) -> list[Hit]:
     """Rows of `nearest`."""
     metadata = [name for name in rows.column_names if name not in HIT_COLUMNS]
     return HITS.validate_python(  # all in one call, which costs less than one for each
         [{**row, "metadata": {name: row[name] for name in metadata}} for row in rows.to_pylist()]
     )
+
+
+def _as_table(rows: pa.Table | Near) -> pa.Table:
+    return rows.to_table() if isinstance(rows, Near) else rows
+
+
+def _table_of(hits: Sequence[Hit], types: Mapping[str, str]) -> pa.Table:
+    """Hits with metadata of these types; without any, of those that the values have."""
+    names = types or dict.fromkeys(name for hit in hits for name in hit.metadata)
+    columns = {
+        name: pa.array([getattr(hit, name) for hit in hits], kind)
+        for name, kind in HIT_COLUMNS.items()
+    }
+    for name in names:
+        kind = types.get(name)
+        values = [hit.metadata.get(name) for hit in hits]
+        columns[name] = pa.array(values, kind and TABLE_TYPES[kind])
+    return pa.table(columns)
 
 
 class _CallableModule(types.ModuleType):

@@ -53,9 +53,13 @@ def test_it_finds_what_the_stored_table_finds(tmp_path: Path, compression: str) 
     assert index is not None
     shares, all_rows = [], index.find_all(queries, 10)
     assert all_rows is not None
-    for query, rows in zip(queries, all_rows, strict=True):
-        stored = nearest(table, codec, query, 10, None, version)
-        assert rows.schema.names == stored.schema.names
+    for query, near in zip(queries, all_rows, strict=True):
+        stored, rows = nearest(table, codec, query, 10, None, version), near.to_table()
+        assert near.column_names == rows.schema.names == stored.schema.names
+        assert near.to_pylist() == rows.to_pylist()
+        assert near.first(3).to_table() == rows.slice(0, 3)
+        some = rows["document_id"].to_pylist()[1::2]
+        assert near.of(some).to_table() == rows.take(list(range(1, 10, 2)))
         shares.append(len({*rows["chunk_id"].to_pylist()} & {*stored["chunk_id"].to_pylist()}) / 10)
         np.testing.assert_allclose(rows["score"][0].as_py(), stored["score"][0].as_py(), atol=2e-3)
         assert rows["score"].to_pylist() == sorted(rows["score"].to_pylist(), reverse=True)
@@ -75,7 +79,7 @@ def test_among_many_equal_vectors_the_stored_table_answers(tmp_path: Path) -> No
     assert index.find_all(vectors[-3:], 1_000) is None
     few = index.find_all(vectors[-3:], 10)
     assert few is not None
-    assert [len({*rows["chunk_id"].to_pylist()}) for rows in few] == [10, 10, 10]
+    assert [len({row["chunk_id"] for row in near.to_pylist()}) for near in few] == [10, 10, 10]
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])

@@ -48,7 +48,7 @@ from embedding_pipelines.serving.bundle import (
     verify,
 )
 from embedding_pipelines.serving.permissions import Permissions
-from embedding_pipelines.spec.load import pipeline_files
+from embedding_pipelines.spec.load import pipeline_file, pipeline_files
 from embedding_pipelines.steps.base import row_values
 from embedding_pipelines.steps.spill import contents_of
 from embedding_pipelines.steps.vector_store import unused_table
@@ -216,7 +216,7 @@ class _Taker:
                 )
         files = {path.stem: path for path in pipeline_files(self.own.home)}
         theirs = files.get(self.name)
-        mine = next((p for p in pipeline_files(home) if p.stem == self.name), None)
+        mine = pipeline_file(self.name, home)
         if theirs is not None and not self.to_serve:
             if mine is None:
                 new.append(theirs.relative_to(self.own.home).as_posix())

@@ -279,8 +279,11 @@ class Server:
         from embedding_pipelines.overlay import searched_release
         from embedding_pipelines.search import Searcher
 
-        name = find_released(self.warehouse, pipeline)
+        name = str(pipeline)
         served = self._served.get(name)
+        if served is None or served.release is None:
+            name = find_released(self.warehouse, pipeline)
+            served = self._served.get(name)
         release = served.release if served else None
         release = release or searched_release(self.warehouse, self.warehouse.pipeline(name))
         access = self.access(name)

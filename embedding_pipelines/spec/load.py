@@ -61,14 +61,28 @@ def pipeline_files(home: Path) -> list[Path]:
     Raises ConfigError if the folder cannot be listed.
     """
     folder = pipelines_folder(home)
+    return [folder / name for name in _file_names(folder)]
+
+
+def pipeline_file(name: str, home: Path) -> Path | None:
+    """The file of the pipeline called `name`, the first by name if there are more; None if there is
+    none. Raises as `pipeline_files`; each search asks, so no path is made of other names."""
+    folder = pipelines_folder(home)
+    own = (each for each in _file_names(folder, f"{name}.") if os.path.splitext(each)[0] == name)
+    return next((folder / each for each in own), None)
+
+
+def _file_names(folder: Path, start: str = "") -> list[str]:
     try:
-        paths = list(folder.iterdir())
+        names = os.listdir(folder)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be listed: {error.strerror}.") from error
     return sorted(
-        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        name
+        for name in names
+        if name.startswith(start) and not name.startswith(".") and name.lower().endswith(SUFFIXES)
     )
 
 

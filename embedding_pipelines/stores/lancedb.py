@@ -204,7 +204,7 @@ class LanceTable(Table):
                 return VERSION_ZERO - int(newest.stem)
         return call(self._open().version)
 
-    @property
+    @functools.cached_property  # each search asks
     def folder_of_files(self) -> Path:
         return self.folder / f"{self.name}{ENDING}"
 
@@ -515,7 +515,7 @@ class LanceTable(Table):
         names = list_names(self._versions_folder)
         return [self._versions_folder / name for name in names if name.endswith(MANIFEST)]
 
-    @property
+    @functools.cached_property
     def _versions_folder(self) -> Path:
         return self.folder_of_files / "_versions"
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.spec.load import (
     find_pipeline,
     parse_pipeline,
+    pipeline_file,
     pipeline_files,
     read_pipeline,
     read_pipelines,
@@ -390,8 +392,19 @@ def test_whatever_lies_in_the_folder_the_good_files_are_read(home: Path) -> None
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(home: Path) -> None:
     (home / "pipelines").write_text("a file")
-    with pytest.raises(ConfigError, match="pipelines: cannot be listed: Not a directory"):
-        pipeline_files(home)
+    for look in (pipeline_files, partial(pipeline_file, "p")):
+        with pytest.raises(ConfigError, match="pipelines: cannot be listed: Not a directory"):
+            look(home)
+
+
+def test_one_file_is_what_all_files_say_of_its_name(home: Path) -> None:
+    assert pipeline_file("a", home) is None
+    names = ("a.yml", "a.JSON", "a.b.yaml", "ab.yaml", ".a.yaml", "a.txt", "a", "b.YAML", "x..yaml")
+    for name in names:
+        write_pipeline(home, "p", "").rename(home / "pipelines" / name)
+    for name in ("a", "a.b", "ab", "b", "x.", "", ".a", "c", "a.yml"):
+        files = [path for path in pipeline_files(home) if path.stem == name]
+        assert pipeline_file(name, home) == (files[0] if files else None), name
 
 
 BESIDE = {

@@ -38,7 +38,7 @@ from embedding_pipelines.serving.wire import (
     UndeployRequest,
 )
 from embedding_pipelines.spec.ids import pipeline_ids
-from embedding_pipelines.spec.load import pipeline_files
+from embedding_pipelines.spec.load import pipeline_file
 from embedding_pipelines.spec.pipeline import NAME, PipelineSpec
 from embedding_pipelines.status import check_filter, list_status
 
@@ -352,7 +352,7 @@ def _find(request: Request, id: str, with_file: bool = False) -> tuple[str, int 
         name = next((name for name, number in ids.items() if number == int(id)), "")
     else:
         name = id if NAME.fullmatch(id) else ""
-    has_file = any(path.stem == name for path in pipeline_files(server.home))
+    has_file = pipeline_file(name, server.home) is not None
     is_there = has_file or (
         not with_file and name and server.warehouse.pipeline(name).releases.exists()
     )

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Depends, Response
+from pydantic_core import to_json
 
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.serving.auth import allow
@@ -27,6 +29,9 @@ from embedding_pipelines.serving.wire import (
     SearchAnswers,
     SearchRequest,
 )
+
+if TYPE_CHECKING:
+    from embedding_pipelines.search import SearchResult
 
 router = APIRouter(tags=["search"], dependencies=[Depends(allow("read"))])
 
@@ -67,12 +72,8 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
         receipts = await keep_receipts(caller.server, name, results, body.k, body.filter)
 
     def content() -> bytes:
-        answers = [
-            SearchAnswer.model_validate({**result.model_dump(), "receipt_id": receipt})
-            for result, receipt in zip(results, receipts, strict=True)
-        ]
-        reply = answers[0] if isinstance(body.query, str) else SearchAnswers(results=answers)
-        return reply.model_dump_json().encode()
+        answers = [_answer(*pair) for pair in zip(results, receipts, strict=True)]
+        return _json(answers[0] if isinstance(body.query, str) else {"results": answers})
 
     is_short = sum(len(result.hits) for result in results) <= INLINE_HITS
     data = content() if is_short else await asyncio.to_thread(content)
@@ -83,6 +84,16 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
 
 
 DIRECT: Mapping[str, Function] = {"/search": search}
+
+
+def _answer(result: "SearchResult", receipt: str | None = None) -> dict[str, Any]:
+    """The fields of a `SearchAnswer`, in their order."""
+    return {**vars(result), "receipt_id": receipt}
+
+
+def _json(reply: dict[str, Any]) -> bytes:
+    """As the models write themselves, without making them of what is right already."""
+    return to_json(reply, inf_nan_mode="null")
 
 
 async def _search_like(body: SearchRequest, caller: Caller) -> Response:
@@ -105,7 +116,6 @@ async def _search_like(body: SearchRequest, caller: Caller) -> Response:
         else:
             search = search_by_documents(caller.server, name, body.like, *options)
         result = await caller.wait_for(search)
-    answer = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
     headers = {SPACE_HEADER: result.space_id, RELEASE_HEADER: str(result.release)}
-    data = await asyncio.to_thread(lambda: answer.model_dump_json().encode())
+    data = await asyncio.to_thread(_json, _answer(result))
     return Response(data, media_type="application/json", headers=headers)

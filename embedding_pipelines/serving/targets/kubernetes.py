@@ -21,7 +21,7 @@ from embedding_pipelines.errors import ConfigError, TargetError
 from embedding_pipelines.objects import open_bucket
 from embedding_pipelines.serving.targets.base import Order, Resources, Target
 from embedding_pipelines.serving.targets.settings import KubernetesSettings, kubernetes_settings
-from embedding_pipelines.spec.load import pipeline_files
+from embedding_pipelines.spec.load import pipeline_file
 
 SCHEME = "kubernetes"
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,52}[a-z0-9])?")  # with room for the endings below
@@ -291,7 +291,7 @@ def _remove_bundles(uris: Sequence[Any]) -> list[str]:
 
 def _file_of(home: Path, pipeline: str) -> tuple[str, str] | None:
     """Name and text of a pipeline's file."""
-    path = next((path for path in pipeline_files(home) if path.stem == pipeline), None)
+    path = pipeline_file(pipeline, home)
     if path is None:
         return None
     if path.stat().st_size > MAX_SECRET_BYTES // 2:

@@ -16,11 +16,17 @@ from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.inference.cross_encoder import CrossEncoder
 from embedding_pipelines.search import Searcher, is_unreleased, search
-from embedding_pipelines.serving.wire import RELEASE_HEADER, SPACE_HEADER, TIMEOUT_HEADER
+from embedding_pipelines.serving.wire import (
+    RELEASE_HEADER,
+    SPACE_HEADER,
+    TIMEOUT_HEADER,
+    SearchAnswer,
+    SearchAnswers,
+)
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.cross_encoders import write_cross_encoder
 from embedding_pipelines_tests.serving.homes import KEY, build, client_of
 
@@ -88,6 +94,7 @@ def test_an_answer_is_that_of_a_program_and_names_path_release_and_space(
     reply = hybrid.post("/search", json=body)
     expected = search(hybrid_home, "things", "animal7 run", 3, mode=mode).model_dump()
     answer = reply.json()
+    assert reply.content == SearchAnswer.model_validate(answer).model_dump_json().encode()
     assert reply.headers[RELEASE_HEADER] == "1"
     assert reply.headers[SPACE_HEADER] == answer["space_id"]
     assert answer["mode"] == mode or (mode is None and answer["mode"] == "hybrid")
@@ -164,6 +171,26 @@ def test_many_queries_are_answered_in_their_order(hybrid: TestClient) -> None:
     alone = post(hybrid, pipeline=1, query="animal7", k=1)
     (together,) = post(hybrid, pipeline=1, query=["animal7"], k=1)["results"]
     assert alone["hits"] == together["hits"]
+
+
+def test_days_times_and_what_is_missing_are_written_as_the_answers_model_writes_them(
+    tmp_path: Path,
+) -> None:
+    metadata = "{day: date, at: timestamp, price: float, sold: bool, tags: 'list[string]'}"
+    text = f"source: {{kind: jsonl, path: a.jsonl, id: id, text: [title], metadata: {metadata}}}\n"
+    write_pipeline(tmp_path, "p", f"{text}model: {{provider: hashing}}\n{UNMEASURED}")
+    row = '{"id": "a", "title": "red fox", "day": "2024-05-01", "at": "2024-05-01T10:00:00.5Z", '
+    row += '"price": 0.1, "sold": true, "tags": ["é", "b"]}'
+    (tmp_path / "a.jsonl").write_text(f'{row}\n{{"id": "b", "title": "blue whale"}}\n')
+    run_steps(tmp_path, "p")
+    with client_of(tmp_path) as client:
+        reply = client.post("/search", json={"query": ["red fox"]})
+    (result,) = search(tmp_path, "p", ["red fox"])
+    (answer,) = SearchAnswers.model_validate(reply.json()).results
+    expected = SearchAnswer.model_validate({**result.model_dump(), "receipt_id": None})
+    answer.milliseconds = expected.milliseconds = 0
+    assert answer.model_dump_json() == expected.model_dump_json()
+    assert len(answer.hits) == 2
 
 
 @pytest.mark.parametrize("filter", ["cat = 'odd'", {"cat": "odd"}, {"cat": ["odd"]}])
