@@ -66,6 +66,8 @@ def measure(data: Data, systems: Sequence[System]) -> None:
 def load(vectors: int, queries: int, work: Path) -> Data:
     """The captions and their vectors, embedded at most once per model and folder."""
     spec = parse_pipeline(PIPELINE, NAME, f"{NAME}.yaml")
+    if not CAPTIONS.is_file():
+        raise ConfigError(f"{CAPTIONS} is missing: the captions that are searched.")
     with CAPTIONS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     first = max(HELD_OUT, vectors)
