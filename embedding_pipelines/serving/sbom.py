@@ -5,8 +5,9 @@ import re
 import shutil
 import uuid
 from collections import deque
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageMetadata, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,41 @@ EXTRAS = {  # what a provider needs beside the package itself
 }
 UNKNOWN = "unknown"
 MAX_LICENCE = 200  # characters; some packages put the whole text where the name belongs
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package. `importlib` reads its metadata anew whenever it is asked for them."""
+
+    name: str
+    version: str
+    requires: list[str]
+    metadata: PackageMetadata
+
+    @classmethod
+    def read(cls, name: str) -> "Package":
+        """Raises PackageNotFoundError."""
+        found = distribution(name)
+        metadata = found.metadata
+        requires = metadata.get_all("Requires-Dist") or found.requires or []
+        return cls(_normal(metadata["Name"]), metadata["Version"], requires, metadata)
+
+    @property
+    def ref(self) -> str:
+        return f"pkg:pypi/{self.name}@{self.version}"
+
+    @property
+    def licence(self) -> str:
+        """Its first line, or UNKNOWN."""
+        names = [*self.named("License-Expression"), *self.named("License")]
+        for line in self.named("Classifier"):
+            if line.startswith("License :: OSI Approved :: "):
+                names.append(line.rpartition(" :: ")[2])
+        lines = (name.strip().splitlines()[0] for name in names if name and name.strip())
+        return next((line[:MAX_LICENCE] for line in lines if line), UNKNOWN)
+
+    def named(self, key: str) -> list[str]:
+        return self.metadata.get_all(key) or []
 
 
 def write_sbom(path: Path, options: ProviderOptions, pipeline: str) -> None:
@@ -56,7 +92,7 @@ def write_sbom(path: Path, options: ProviderOptions, pipeline: str) -> None:
 def licences_of(folder: Path, options: ProviderOptions, home: Path) -> dict[str, str]:
     """The licences of this package and of the model, by name; their texts go to `folder`, where
     they are at hand."""
-    licences = {OWN: _licence(distribution(OWN)), "model": UNKNOWN}
+    licences = {OWN: Package.read(OWN).licence, "model": UNKNOWN}
     for file in distribution(OWN).files or []:
         path = Path(str(file.locate()))
         if path.name == "LICENSE" and path.is_file():
@@ -79,9 +115,9 @@ def _of_card(text: str) -> str:
     return line[1].strip("\"' ")[:MAX_LICENCE] if line else UNKNOWN
 
 
-def _closure(name: str, extras: tuple[str, ...]) -> dict[str, Distribution]:
+def _closure(name: str, extras: tuple[str, ...]) -> dict[str, Package]:
     """A package with all that it needs and that is installed, by name."""
-    result: dict[str, Distribution] = {}
+    result: dict[str, Package] = {}
     seen, waiting = set[tuple[str, tuple[str, ...]]](), deque([(name, extras)])
     while waiting:
         name, extras = waiting.popleft()
@@ -89,7 +125,7 @@ def _closure(name: str, extras: tuple[str, ...]) -> dict[str, Distribution]:
             continue
         seen.add((name, extras))
         try:
-            package = distribution(name)
+            package = result.get(_normal(name)) or Package.read(name)
         except PackageNotFoundError:  # of an extra that is not installed
             continue
         result[_normal(name)] = package
@@ -97,13 +133,11 @@ def _closure(name: str, extras: tuple[str, ...]) -> dict[str, Distribution]:
     return dict(sorted(result.items()))
 
 
-def _requirements(
-    package: Distribution, extras: tuple[str, ...]
-) -> list[tuple[str, tuple[str, ...]]]:
+def _requirements(package: Package, extras: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     from packaging.requirements import Requirement
 
     needed = []
-    for line in package.requires or []:
+    for line in package.requires:
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
@@ -111,46 +145,28 @@ def _requirements(
     return needed
 
 
-def _component(package: Distribution) -> dict[str, Any]:
-    name, licence = _normal(package.metadata["Name"]), _licence(package)
+def _component(package: Package) -> dict[str, Any]:
     component: dict[str, Any] = {
         "type": "library",
-        "bom-ref": _ref(package),
-        "name": name,
+        "bom-ref": package.ref,
+        "name": package.name,
         "version": package.version,
-        "purl": _ref(package),
+        "purl": package.ref,
     }
-    if licence != UNKNOWN:
-        is_expression = licence in _named(package, "License-Expression")
+    if (licence := package.licence) != UNKNOWN:
+        is_expression = licence in package.named("License-Expression")
         entry = {"expression": licence} if is_expression else {"license": {"name": licence}}
         component["licenses"] = [entry]
     return component
 
 
-def _dependencies(packages: dict[str, Distribution]) -> list[dict[str, Any]]:
+def _dependencies(packages: dict[str, Package]) -> list[dict[str, Any]]:
     entries = []
     for package in packages.values():
         names = {name for name, _ in _requirements(package, ())}
-        refs = sorted(_ref(packages[name]) for name in names if name in packages)
-        entries.append({"ref": _ref(package), "dependsOn": refs})
+        refs = sorted(packages[name].ref for name in names if name in packages)
+        entries.append({"ref": package.ref, "dependsOn": refs})
     return entries
-
-
-def _ref(package: Distribution) -> str:
-    return f"pkg:pypi/{_normal(package.metadata['Name'])}@{package.version}"
-
-
-def _licence(package: Distribution) -> str:
-    names = [*_named(package, "License-Expression"), *_named(package, "License")]
-    for line in _named(package, "Classifier"):
-        if line.startswith("License :: OSI Approved :: "):
-            names.append(line.rpartition(" :: ")[2])
-    lines = (name.strip().splitlines()[0] for name in names if name and name.strip())
-    return next((line[:MAX_LICENCE] for line in lines if line), UNKNOWN)
-
-
-def _named(package: Distribution, key: str) -> list[str]:
-    return package.metadata.get_all(key) or []
 
 
 def _normal(name: str) -> str:
