@@ -26,6 +26,7 @@ ATTRIBUTES = {
     "source": {"kind": "jsonl", "path": "data/notes/*.jsonl", "id": "id", "text": ["text"]},
     "model": {"provider": "hashing"},
     "compression": [{"kind": "pca", "dimensions": 8}, {"kind": "int8"}],
+    "partitions": 2,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import boto3
 import httpx2
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from embedding_pipelines.deployments import Deployment, read_deployments
 from embedding_pipelines.errors import ConfigError, TargetError
@@ -25,7 +26,19 @@ source: {{kind: csv, path: 'data/*.csv', id: id, text: [title]}}
 model: {{provider: hashing}}
 partitions: 1
 {UNMEASURED}"""
+load_file = JSONFileLoader.load_file
 ENDPOINT = "https://runtime.sagemaker.us-east-1.amazonaws.com/endpoints/finder"
+
+
+@functools.cache
+def parsed(path: str) -> Any:
+    """What a service of AWS can do: megabytes, which each session would read again."""
+    return load_file(JSONFileLoader(), path)
+
+
+@pytest.fixture(autouse=True)
+def _read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JSONFileLoader, "load_file", lambda _, path: parsed(path))
 
 
 @pytest.fixture(scope="module")
