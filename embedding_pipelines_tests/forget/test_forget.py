@@ -1,10 +1,12 @@
 """Forgetting: a document is in no file afterwards, and no run brings it back unsaid."""
 
 import errno
+import functools
 import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -323,6 +325,23 @@ def fail(*arguments: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
+FOUR = [(f"gone-{n}", f"{SECRET} since {n}.", "c") for n in range(4)]
+
+
+@pytest.fixture(scope="module")
+def holding(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A home with a pipeline of a text, which holds four documents to forget; built once for each."""
+
+    @functools.cache
+    def built(pipeline: str) -> Path:
+        home = tmp_path_factory.mktemp("holding")
+        write_csv(home, "b.csv", FOUR)
+        release(home, ROWS, pipeline)
+        return home
+
+    return built
+
+
 @pytest.mark.parametrize(
     "part", ["_erase_by_text", "_erase_from_table", "_erase_rows", "_erase_from_shard", "_check"]
 )
@@ -332,15 +351,18 @@ def fail(*arguments: object) -> None:
     ids=["a run", "nothing", "a run without ids"],
 )
 def test_killed_anywhere_the_same_command_ends_right_and_so_does_a_run_in_between(
-    home: Path, monkeypatch: pytest.MonkeyPatch, part: str, between: str, pipeline: str
+    home: Path,
+    holding: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    between: str,
+    pipeline: str,
 ) -> None:
-    rows = [(f"gone-{n}", f"{SECRET} since {n}.", "c") for n in range(4)]
-    write_csv(home, "b.csv", rows)
-    release(home, ROWS, pipeline)
+    copy_home(holding(pipeline), home)
     with run_of(home, "p") as run:
-        texts = [text for _, text, _ in rows]
+        texts = [text for _, text, _ in FOUR]
         keys = [run.cache.key(run.model.space.id, "document", text) for text in texts]
-        assert len(run.cache.get_many(keys, None)) == len(rows)
+        assert len(run.cache.get_many(keys, None)) == len(FOUR)
     with monkeypatch.context() as patch:
         patch.setattr(f"embedding_pipelines.forget.forget.{part}", fail)
         with pytest.raises(OSError, match="output error"):
