@@ -110,7 +110,7 @@ async def search_pipeline(
         opener = partial(server.unreleased, served)
         texts = await asyncio.to_thread(open_for, server, name, principals, opener)
         return [
-            await asyncio.to_thread(texts.search, query, k, filter, principals) for query in queries
+            await server.search(texts.search, query, k, filter, principals) for query in queries
         ]
     searcher = await open_searcher(server, name, principals)
     reranker = _reranker(server, name, rerank)
@@ -135,7 +135,7 @@ async def search_pipeline(
         some = slice(first, first + QUERIES_AT_ONCE)
         some_vectors = None if vectors is None else vectors[some]
         with server.searches.stand(len(queries[some]) if len(queries) > 1 else 0):
-            results += await asyncio.to_thread(
+            results += await server.search(
                 searcher.search_embedded,
                 queries[some],
                 some_vectors,
@@ -235,7 +235,7 @@ async def search_by_image(
     model.admit("interactive", recipient.seconds_left)
     squares = await server.pictures.squares([data], model.model.resize, "image")
     embedded = await model.embed_images(squares, "interactive", recipient)
-    return await asyncio.to_thread(
+    return await server.search(
         searcher.search_vector, embedded.vectors[0], embedded.space, k, filter, principals
     )
 
@@ -251,7 +251,7 @@ async def search_by_documents(
     """What of a pipeline's live release is like documents, by their ids. Raises as
     `Searcher.search_like`."""
     searcher = await open_searcher(server, name, principals)
-    return await asyncio.to_thread(
+    return await server.search(
         partial(searcher.search_like, principals=principals), documents, k, filter
     )
 

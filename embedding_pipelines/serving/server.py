@@ -5,13 +5,15 @@ It follows the warehouse: a pipeline's new release, or its first, is taken up wi
 
 import asyncio
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedding_pipelines.access import Access
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -51,7 +53,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 REFRESH_SECONDS = 1.0  # between two looks at which releases are live
+SEARCH_THREADS = min(32, (os.cpu_count() or 1) + 4)
 Stamps = tuple[tuple[int, int, int], ...]  # of files: size, modification and change time
 
 
@@ -124,6 +129,8 @@ class Server:
         self._accesses: dict[str, Access] = {}  # by pipeline
         self._texts: dict[str, UnreleasedTexts] = {}  # of pipelines without a release
         self._opening_searchers = threading.Lock()
+        # Their own: what else is done in threads, for embeddings too, does not wait behind searches.
+        self._searching = ThreadPoolExecutor(SEARCH_THREADS, "search")
         self._memory = ThreadPoolExecutor(1, "memory")  # builds what is searched in memory
         self._is_closed = False
         self._cache: EmbeddingCache | None = None
@@ -155,7 +162,8 @@ class Server:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         self._is_closed = True  # an index that is being built is given up
-        await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
+        for pool in (self._searching, self._memory):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         await asyncio.to_thread(self.maps.close)
         await asyncio.to_thread(self.pictures.close)
         for _, searcher in self._searchers.values():
@@ -297,6 +305,11 @@ class Server:
                 self._searchers[name] = (release, searcher)
                 self._memory.submit(self._load_memory, name, searcher)
         return searcher
+
+    async def search(self, function: Callable[..., T], *given: Any) -> T:
+        """Do what a searcher does, out of the event loop."""
+        work = partial(function, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._searching, work)
 
     def access(self, pipeline: str) -> Access:
         """The permissions of a pipeline, whether it has a release or not; to be called in a thread."""

@@ -6,10 +6,13 @@ import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving import admission
+from embedding_pipelines.serving import server as server_module
 from embedding_pipelines.serving.admission import Lag, Line
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.models import ServedModel
@@ -19,6 +22,10 @@ from embedding_pipelines.serving.wire import TIMEOUT_HEADER
 from embedding_pipelines_tests.serving.live import live
 
 TEXT = "a word " * 100  # longer than what is counted in the event loop
+REQUESTS = {
+    "/v1/embeddings": f'{{"input": "{TEXT}", "input_type": "query"}}',
+    "/search": '{"query": "fox", "mode": "text"}',
+}
 
 
 @pytest.mark.anyio
@@ -50,13 +57,13 @@ async def test_a_line_knows_how_fast_it_goes_while_something_is_there(
     assert line.waiting == 0
 
 
-async def send(address: str, seconds: float) -> tuple[int, float, float]:
+async def send(address: str, path: str, seconds: float) -> tuple[int, float, float]:
     """The status, the seconds to it, and those of Retry-After."""
     host, port = address.removeprefix("http://").split(":")
-    body = f'{{"input": "{TEXT}", "input_type": "query"}}'
+    body = REQUESTS[path]
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += f"{TIMEOUT_HEADER}: {seconds}\r\nContent-Length: {len(body)}"
     writer.write(f"{head}\r\n\r\n{body}".encode())
     reply = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -66,14 +73,24 @@ async def send(address: str, seconds: float) -> tuple[int, float, float]:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("place", ["thread", "loop"])
+@pytest.mark.parametrize("place", ["thread", "loop", "searches"])
 def test_more_than_is_done_in_time_is_429_and_not_504(
     built_home: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     """Four times as much as the server does, where the model is the fastest part of it."""
     # So slow that the clients, which are in this process, are the lesser part of the work.
     each, allowed, peak = 0.04, 2.0, 25
-    if place == "thread":
+    path = "/search" if place == "searches" else "/v1/embeddings"
+    if place == "searches":
+        search, threads = Searcher.search_embedded, 4
+        monkeypatch.setattr(server_module, "SEARCH_THREADS", threads)
+
+        def slow_search(self: Searcher, *given: Any) -> Any:
+            time.sleep(each * threads)
+            return search(self, *given)
+
+        monkeypatch.setattr(Searcher, "search_embedded", slow_search)
+    elif place == "thread":
         prepare = ServedModel._prepare
 
         def slow_prepare(self: ServedModel, *given: object) -> object:
@@ -91,11 +108,12 @@ def test_more_than_is_done_in_time_is_429_and_not_504(
         monkeypatch.setattr(Server, "find", slow_find)
 
     async def load(address: str) -> list[tuple[int, float, float]]:
+        await send(address, path, 60)  # what is opened for the first one is opened once
         started, seconds = time.perf_counter(), 2.5
         tasks = list[asyncio.Task[tuple[int, float, float]]]()
         while (now := time.perf_counter() - started) < seconds:
             while len(tasks) < now * 4 * peak:
-                tasks.append(asyncio.create_task(send(address, allowed)))
+                tasks.append(asyncio.create_task(send(address, path, allowed)))
             await asyncio.sleep(0.01)
         return await asyncio.gather(*tasks)
 

@@ -1,16 +1,20 @@
 """A search that would be answered too late is refused before anything is done for it."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving.admission import Lag, Line
 from embedding_pipelines.serving.models import ServedModel, ServedReranker
-from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.server import SEARCH_THREADS, Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
 from embedding_pipelines_tests.serving.homes import client_of
+from embedding_pipelines_tests.serving.live import live
 
 KINDS = [
     ({"query": "fox", "mode": "text"}, "search_embedded"),
@@ -61,6 +65,34 @@ def test_a_query_is_not_embedded_where_nobody_could_order_its_hits(
         monkeypatch.setattr(ServedModel, "_prepare", _not_reached)
         reply = client.post("/search", json={"query": "fox", "rerank": True})
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
+
+
+def test_nothing_else_waits_behind_searches(
+    built_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, work = threading.Semaphore(0), threading.Event(), Searcher.search_embedded
+
+    def hold(self: Searcher, *given: Any) -> Any:
+        begun.release()
+        assert go.wait(60)
+        return work(self, *given)
+
+    monkeypatch.setattr(Searcher, "search_embedded", hold)
+    with live(built_home) as (address, server, _), ThreadPoolExecutor(SEARCH_THREADS + 1) as pool:
+
+        def post(path: str, **body: str) -> int:
+            return httpx2.post(f"{address}/{path}", json=body, timeout=20).status_code
+
+        asking = [
+            pool.submit(post, "search", query="fox", mode="text") for _ in range(SEARCH_THREADS + 1)
+        ]
+        try:
+            assert all(begun.acquire(timeout=20) for _ in range(SEARCH_THREADS))
+            server._looked_at = float("-inf")  # what is live is looked up, in a thread
+            assert post("v1/embeddings", input="fox") == 200
+        finally:
+            go.set()
+        assert {each.result() for each in asking} == {200}
 
 
 def refuse(*given: Any) -> None:
