@@ -68,7 +68,7 @@ def _holds(path: Path, needles: Needles, proof: Proof) -> bool:
         with path.open("rb") as file:
             head = file.read(16)
         if head.startswith(b"PAR1"):
-            with pq.ParquetFile(path) as parquet:
+            with pq.ParquetFile(path, pre_buffer=False) as parquet:
                 proof.rows += parquet.metadata.num_rows
                 columns = sorted({"text", "raw"} & {*parquet.schema_arrow.names})
                 batches = parquet.iter_batches(columns=columns) if columns else ()

@@ -489,7 +489,7 @@ def _without(
                 count += mask.true_count
                 yield batch.filter(pc.invert(mask))
 
-        with pq.ParquetFile(path) as parquet:
+        with pq.ParquetFile(path, pre_buffer=False) as parquet:
             left = write_table(rest, parquet.schema_arrow, rows(parquet))
         if not count:
             return file, 0

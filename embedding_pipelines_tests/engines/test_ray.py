@@ -34,7 +34,7 @@ from embedding_pipelines_tests.clusters import (
     write_home,
 )
 
-# A busy machine takes longer to start a node than the 30 seconds that Ray gives it.
+# Nearly all of their time is the start of processes: of nodes, and of workers, which load the package.
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SILENCE_SECONDS = 4.0

@@ -1,10 +1,13 @@
 """Shards and manifests: whole or not there, equal bytes for equal rows, fixed partitions."""
 
+import hashlib
 import json
+import mmap
 import os
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -52,6 +55,27 @@ def test_what_was_written_is_read_in_order_with_its_schema(tmp_path: Path) -> No
     assert shards.current("b00", "inputs", "configuration")
     assert not shards.current("b00", "inputs", "others")
     assert not shards.current("b00", "others", "configuration")
+
+
+def test_a_shard_is_read_in_the_memory_of_a_few_row_groups(tmp_path: Path) -> None:
+    shards, group_bytes = Shards(tmp_path), 64 * 4 * ROW_GROUP_ROWS
+    schema = pa.schema([("vector", pa.list_(pa.float32(), 64))])
+    numbers = np.random.default_rng(0).standard_normal(64 * ROW_GROUP_ROWS, np.float32)
+    group = pa.record_batch([pa.FixedSizeListArray.from_arrays(numbers, 64)], schema=schema)
+    shards.write("b00", schema, [group] * 12, "", "", {})
+    before, most = pa.total_allocated_bytes(), 0
+    for part in shards.read("b00"):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert part.num_rows == ROW_GROUP_ROWS
+    assert group_bytes < most < 5 * group_bytes
+
+
+def test_a_digest_is_that_of_all_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warehouse, "DIGESTED_BYTES", size := mmap.ALLOCATIONGRANULARITY)
+    for length in (0, 1, size, 2 * size + 1):
+        (tmp_path / "file").write_bytes(content := os.urandom(length))
+        expected = hashlib.blake2b(content, digest_size=16).hexdigest()
+        assert file_digest(tmp_path / "file") == expected
 
 
 def test_a_partition_that_was_never_written_is_empty(tmp_path: Path) -> None:
