@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import url2pathname
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -99,6 +98,8 @@ def open_uri(uri: str, patience_seconds: float = RETRY_SECONDS) -> tuple[Bucket,
     """The bucket of a warehouse, and the prefix of its keys: empty, or ending in a slash. Arguments
     and errors are those of `open_bucket`."""
     if uri.startswith("file:"):
+        from urllib.request import url2pathname  # with HTTP and TLS, which no run without it needs
+
         return open_folder(Path(url2pathname(urlsplit(uri).path))), ""
     bucket, folder = open_bucket(uri, patience_seconds)
     return bucket, f"{folder.strip('/')}/" if folder.strip("/") else ""
