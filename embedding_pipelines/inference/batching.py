@@ -33,6 +33,11 @@ class Batching:
         """Batches to start before the first is finished."""
         return min(backend.in_flight, self._most_in_flight)
 
+    def busy_size(self, backend: Backend) -> int:
+        """What keeps the backend busy: two batches for each that it computes at a time (one more is
+        in flight). With three on two streams one would idle for a quarter of the time."""
+        return self.batch_size(backend) * max(1, 2 * (self.in_flight(backend) - 1))
+
     def compute(
         self,
         rows: Rows,

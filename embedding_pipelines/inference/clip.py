@@ -150,8 +150,9 @@ class ClipEngine:
         return self._texts.batch_size(self.text)
 
     @property
-    def in_flight(self) -> int:
-        return self._texts.in_flight(self.text)
+    def busy_tokens(self) -> int:
+        """Of texts; as `Batching.busy_size`."""
+        return self._texts.busy_size(self.text)
 
     @property
     def computed_by(self) -> str:

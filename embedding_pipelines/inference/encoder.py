@@ -119,9 +119,9 @@ class Engine:
         return self._batching.batch_size(self.backend)
 
     @property
-    def in_flight(self) -> int:
-        """Batches to start before the first is finished."""
-        return self._batching.in_flight(self.backend)
+    def busy_tokens(self) -> int:
+        """As `Batching.busy_size`."""
+        return self._batching.busy_size(self.backend)
 
     @once
     def backend(self) -> Backend:

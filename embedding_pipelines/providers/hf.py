@@ -71,7 +71,7 @@ class HfModel(FinetunedModel):
 
     @property
     def batch_tokens(self) -> int:
-        return min(self._engine.batch_tokens * self._engine.in_flight, self.limits.request_tokens)
+        return min(self._engine.busy_tokens, self.limits.request_tokens)
 
     @property
     def tokenizer(self) -> "Tokenizer":

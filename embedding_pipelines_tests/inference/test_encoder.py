@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_halved_until_it_does(
     expected = [sum(engine.tokenizer.encode(text).ids) for text in texts]
     assert engine.embed(texts, "document")[:, 0].tolist() == expected
     assert backend.room // 2 < engine.batch_tokens <= backend.room
-    assert engine.in_flight == 1
+    assert engine.busy_tokens == engine.batch_tokens  # one after the other
     assert (backend.batch_tokens, backend.in_flight) == (64, 2)  # what it says stays as it is
     assert "out of memory on a small device" in caplog.text
     caplog.clear()
@@ -258,6 +258,7 @@ def test_a_model_keeps_the_cores_busy_that_it_was_given_though_it_was_compiled_f
         assert cosines(engine.embed(TEXTS, "document"), expected).min() >= 0.9999
         backend: Any = engine.backend
         assert backend.in_flight == streams + 1
+        assert engine.busy_tokens == 2 * streams * engine.batch_tokens  # no stream idles at the end
         compiled = backend._compiled
         assert compiled.get_property("NUM_STREAMS") == streams
         if own:
