@@ -156,11 +156,11 @@ def find(
 ) -> Groups:
     """The groups of n images. An image can be in one of each kind; alike are only images whose
     pixels differ."""
-    same: dict[str, list[int]] = defaultdict(list)
+    by_digest: dict[str, list[int]] = defaultdict(list)
     for at, name in enumerate(digests):
-        same[name].append(at)
-    firsts = [places[0] for places in same.values()]
-    members = list(same.values())
+        by_digest[name].append(at)
+    members = list(by_digest.values())
+    firsts = [places[0] for places in members]
     bits = np.array([int(hashes[at], 16) for at in firsts], np.uint64)
     alike = [
         [at for one in component for at in members[one]]
