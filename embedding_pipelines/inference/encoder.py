@@ -207,7 +207,7 @@ def token_batches(lengths: Sequence[int] | Array, budget: int) -> list[Array]:
     unless one row has more: so that their tokens, padding included, and BATCH_TOKENS_COST for each
     group come to the least."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    widths = np.asarray(lengths)[order].tolist()
+    widths = np.maximum(np.asarray(lengths)[order], 1).tolist()  # a text may have no token
     counts = np.arange(1, len(widths) + 1)
     least = np.zeros(len(widths) + 1)  # of the rows from each on
     ends = [0] * len(widths)  # of the group that begins there
