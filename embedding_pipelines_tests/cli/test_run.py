@@ -1,13 +1,17 @@
 """The command `run` that stops by itself, at a share of the work or after a time."""
 
 import errno
+import gc
 import os
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from embedding_pipelines.cli import run as cli_run
 from embedding_pipelines.cli.common import PAUSED
 from embedding_pipelines.embedding.batch import EmbeddedBatch
 from embedding_pipelines.progress import Paused
@@ -95,3 +99,17 @@ def test_a_share_or_a_time_that_is_none_is_told(
     assert said.code == 1
     assert f"run {option}: '{value}' is no" in said.err
     assert remedy in said.err
+
+
+def test_what_one_run_leaves_is_collected_though_another_follows() -> None:
+    def cycle() -> "weakref.ref[Any]":
+        own = type("Own", (), {})()
+        own.self = own
+        return weakref.ref(own)
+
+    rest = cycle()
+    with cli_run._without_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.collect()
+    assert rest() is None
