@@ -115,10 +115,10 @@ def drawings(folder: Path, count: int, seed: int = 0) -> tuple[list[Example], li
         if (row + column) % HELD_OUT == 0
     }
     kinds = [(*pair, field) for pair in pairs for field in COLOURS if field != pair[1]]
-    trained = [kind for kind in kinds if kind[:2] not in held]
+    train_kinds = [kind for kind in kinds if kind[:2] not in held]
     train, test = list[Example](), list[Example]()
     for number in range(count):
-        shape, colour, field = trained[number % len(trained)]
+        shape, colour, field = train_kinds[number % len(train_kinds)]
         path = draw(folder / f"train-{number}.png", shape, colour, field, random)
         train.append(Example(path, [f"a {colour} {shape} on a {field} field"]))
     for number, (shape, colour, field) in enumerate(kind for kind in kinds if kind[:2] in held):
@@ -292,17 +292,17 @@ def learn_drawings(home: Path, count: int, steps: int) -> dict[str, Any]:
     return {"loss": round(loss, 3), "pairs_left_out": search(home, "held", held)}
 
 
-def learn_photographs(home: Path, data: Path, trained: int, steps: int) -> dict[str, Any]:
-    """Train on four captions of each of `trained` photographs; search those of the other half, and
-    the trained ones by their fifth caption."""
+def learn_photographs(home: Path, data: Path, count: int, steps: int) -> dict[str, Any]:
+    """Train on four captions of each of `count` photographs; search those of the other half, and
+    those `count` by their fifth caption."""
     examples = photographs(data)
-    half, others = examples[:trained], examples[len(examples) // 2 :]
+    half, others = examples[:count], examples[len(examples) // 2 :]
     tiny_clip(home / "model")
-    known = [Example(each.path, each.captions[:4]) for each in half]
-    loss = train(home / "model", known, steps, trained, flips=True)
+    pairs = [Example(each.path, each.captions[:4]) for each in half]
+    loss = train(home / "model", pairs, steps, count, flips=True)
     fifth = [Example(each.path, each.captions[4:]) for each in half]
     return {
-        "trained": trained,
+        "trained": count,
         "loss": round(loss, 3),
         "other_photographs": search(home, "others", others),
         "trained_photographs_by_another_caption": search(home, "same", fifth),
@@ -356,8 +356,8 @@ def main() -> None:
         if "linear" in options.what:
             report(map_photographs(home / "linear", data, options.halves))
         if "photographs" in options.what:
-            for trained in (100, 50, 25):
-                report(learn_photographs(home / str(trained), data, trained, options.steps))
+            for count in (100, 50, 25):
+                report(learn_photographs(home / str(count), data, count, options.steps))
 
 
 def report(result: dict[str, Any]) -> None:

@@ -66,8 +66,8 @@ def _measure(options: argparse.Namespace, home: Path) -> dict[str, Any]:
         result["killed_at_step"] = _kill_in_training(home, "tuned")
     result["runs"]["tuned"] = _run(home, "tuned")
     record = json.loads((home / "data/warehouse/pipelines/tuned/model/trained.json").read_text())
-    kept = ("pairs", "held_out", "left_out", "texts", "data")
-    result["training"] = {name: record[name] for name in kept}
+    names = ("pairs", "held_out", "left_out", "texts", "data")
+    result["training"] = {name: record[name] for name in names}
     base, tuned = _figures(home, "base"), _figures(home, "tuned")
     result["scifact_test_ndcg_at_10"] = _compare(base["ndcg_at_10"], tuned["ndcg_at_10"])
     for name in ("base", "tuned"):
@@ -108,11 +108,13 @@ def _command(home: Path, name: str) -> list[str]:
 
 def _run(home: Path, name: str) -> dict[str, Any]:
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(_command(home, name), capture_output=True, text=True, check=False)
+    process = subprocess.run(_command(home, name), capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in (process.stdout + process.stderr).splitlines() if line.strip()
+    ]
     return {
-        "exit_code": done.returncode,
+        "exit_code": process.returncode,
         "cpu_seconds": round(after.ru_utime - before.ru_utime, 1),
         "seconds": round(time.perf_counter() - started, 1),
         "output": lines[-40:],

@@ -72,7 +72,7 @@ def measure(home: Path) -> Iterator[dict[str, object]]:
         names = np.array([name for name, _ in rows])
         random = np.random.default_rng(1)
         queries = [" ".join(rows[at][1].split()[:5]) for at in random.choice(len(rows), QUERIES)]
-        asked = unit(searcher.model.embed(queries, "query").vectors)
+        query_vectors = unit(searcher.model.embed(queries, "query").vectors)
         for where in ("table", "memory"):
             if where == "memory" and not searcher.load_memory():
                 return
@@ -84,13 +84,13 @@ def measure(home: Path) -> Iterator[dict[str, object]]:
                 mask = np.isin(names, sorted(visible.ids)) if visible else np.ones(len(names), bool)
                 searcher.search(queries[0], K, principals=principals)
                 seconds, hits, right = list[float](), 0, 0
-                for text, query in zip(queries, asked, strict=True):
+                for text, vector in zip(queries, query_vectors, strict=True):
                     started = time.process_time()
-                    found = searcher.search(text, K, principals=principals).hits
+                    own = searcher.search(text, K, principals=principals).hits
                     seconds.append(time.process_time() - started)
-                    bound = exact(vectors, query, mask) - 2e-3
-                    hits += len(found)
-                    right += sum(hit.score >= bound for hit in found)
+                    bound = exact(vectors, vector, mask) - 2e-3
+                    hits += len(own)
+                    right += sum(hit.score >= bound for hit in own)
                 yield {
                     "where": where,
                     "sees": name,

@@ -97,7 +97,7 @@ def project(data: Data, home: Path) -> System:
         cleaning=data.spec.preprocessing.clean.version, spec=data.spec, released_at=datetime.now(UTC), checks={},
     )  # fmt: skip
     write_json(folder.releases, Releases(live=1, releases=[release]).model_dump(mode="json"))
-    return _searched(data, Searcher(warehouse, NAME), seconds, table.size_bytes(), "disk")
+    return _system(data, Searcher(warehouse, NAME), seconds, table.size_bytes(), "disk")
 
 
 def memory(data: Data, home: Path) -> System:
@@ -105,13 +105,14 @@ def memory(data: Data, home: Path) -> System:
     searcher = Searcher(Warehouse(home), NAME)
     started = time.perf_counter()
     if not searcher.load_memory():
-        raise ConfigError("project-memory: the vectors do not fit into half of the free memory.")
-    return _searched(data, searcher, time.perf_counter() - started, None, "memory")
+        raise ConfigError(
+            "project-memory: the vectors do not fit into half of the free memory. "
+            "Take fewer by --vectors."
+        )
+    return _system(data, searcher, time.perf_counter() - started, None, "memory")
 
 
-def _searched(
-    data: Data, searcher: Searcher, seconds: float, size: int | None, kept: str
-) -> System:
+def _system(data: Data, searcher: Searcher, seconds: float, size: int | None, place: str) -> System:
     space = searcher.model.space
 
     def row_numbers(result: SearchResult) -> list[int]:
@@ -120,7 +121,7 @@ def _searched(
     def ask(_: None, query: Vectors) -> SearchResult:
         return searcher.search_vector(query, space, K)
 
-    return System({"default": None}, ask, row_numbers, seconds, size, kept)
+    return System({"default": None}, ask, row_numbers, seconds, size, place)
 
 
 def lancedb(data: Data, home: Path) -> System:

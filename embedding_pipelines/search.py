@@ -469,11 +469,11 @@ class Searcher:
         check_k(k)
         queries, index = _column(given)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
-        asked, notes = [Query(text) for text in texts], list[str]()
+        searches, notes = [Query(text) for text in texts], list[str]()
         if mode != "text":
-            asked, notes = self._embed_all(texts, k, too_long)
+            searches, notes = self._embed_all(texts, k, too_long)
         return self._find_all(
-            queries, asked, k, filter, visible, mode, notes, started, rerank, index
+            queries, searches, k, filter, visible, mode, notes, started, rerank, index
         )
 
     def search_embedded(
@@ -492,20 +492,22 @@ class Searcher:
         mode, visible = self.mode(mode), self.visible(principals)
         check_k(k)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
-        asked, notes = [Query(text) for text in texts], list[str]()
+        searches, notes = [Query(text) for text in texts], list[str]()
         if mode != "text":
             if vectors is None or space is None:
                 raise ConfigError(f"A search by {mode} needs the vectors of its queries.")
             self._check(space, k)
             vectors = self._in_table_space(vectors, space)
-            asked = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
+            searches = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
             notes = [*self._doubts, *self._bridge_notes(space)]
-        return self._find_all(queries, asked, k, filter, visible, mode, notes, started, rerank="")
+        return self._find_all(
+            queries, searches, k, filter, visible, mode, notes, started, rerank=""
+        )
 
     def _find_all(
         self,
         queries: Sequence[str],
-        asked: Sequence[Query],
+        searches: Sequence[Query],
         k: int,
         filter: Filter | None,
         visible: Visible | None,
@@ -517,7 +519,7 @@ class Searcher:
     ) -> SearchResults:
         notes, reranker = self._notes(mode, notes), self.reranker(rerank)
         results = list[SearchResult]()
-        every = self._ranked(asked, k, filter, visible, mode, reranker)
+        every = self._ranked(searches, k, filter, visible, mode, reranker)
         for query, rows in zip(queries, every, strict=True):
             results.append(self._result(rows, query, mode, started, notes, visible, reranker))
             started = time.perf_counter()

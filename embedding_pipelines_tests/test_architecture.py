@@ -160,8 +160,10 @@ for module in {modules}:
     importlib.import_module("embedding_pipelines." + module)
     print(module, *sorted({HEAVY} & sys.modules.keys()))
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines() == modules
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.splitlines() == modules
 
 
 def test_openvino_is_loaded_without_its_telemetry() -> None:

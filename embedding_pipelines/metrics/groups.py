@@ -73,8 +73,8 @@ class NearGroups:
                 _join(leaders, left, right)
         else:
             signs = self._signs()
-            for turn in range(ORDERS):
-                for left, right in _beside(signs, turn):
+            for byte in range(ORDERS):
+                for left, right in _beside(signs, byte):
                     apart = leaders[left] != leaders[right]
                     _join(leaders, *self._near(left[apart], right[apart]))
         order = np.argsort(leaders, kind="stable")
@@ -113,9 +113,9 @@ class NearGroups:
         return left[near], right[near]
 
 
-def _beside(signs: NDArray[np.uint8], turn: int) -> Iterator[Pairs]:
-    """Pairs of like signs that stand together in the order from byte `turn` on."""
-    first, second = np.roll(signs, -turn, axis=1).view(">u8").astype(np.uint64).T
+def _beside(signs: NDArray[np.uint8], byte: int) -> Iterator[Pairs]:
+    """Pairs of like signs that stand together in the order from byte `byte` on."""
+    first, second = np.roll(signs, -byte, axis=1).view(">u8").astype(np.uint64).T
     order = np.lexsort((second, first))
     first, second = first[order], second[order]
     for step in range(1, BEHIND + 1):

@@ -40,9 +40,9 @@ class Package:
     @classmethod
     def read(cls, name: str) -> "Package":
         """Raises PackageNotFoundError."""
-        found = distribution(name)
-        metadata = found.metadata
-        requires = metadata.get_all("Requires-Dist") or found.requires or []
+        package = distribution(name)
+        metadata = package.metadata
+        requires = metadata.get_all("Requires-Dist") or package.requires or []
         return cls(_normal(metadata["Name"]), metadata["Version"], requires, metadata)
 
     @property

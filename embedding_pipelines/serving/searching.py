@@ -61,7 +61,9 @@ async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
 
 
 @contextlib.contextmanager
-def admitted(server: Server, name: str, recipient: Recipient, queries: int = 1) -> Iterator[None]:
+def admit_search(
+    server: Server, name: str, recipient: Recipient, queries: int = 1
+) -> Iterator[None]:
     """A search of a pipeline, from when it comes to its answer. Raises TooManyRequests if that would
     come too late; before anything is done for it. What its model has to do is for
     `ServedModel.embed` to refuse.

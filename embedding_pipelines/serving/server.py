@@ -306,9 +306,9 @@ class Server:
                 self._memory.submit(self._load_memory, name, searcher)
         return searcher
 
-    async def search(self, function: Callable[..., T], *given: Any) -> T:
+    async def search(self, function: Callable[..., T], *arguments: Any) -> T:
         """Do what a searcher does, out of the event loop."""
-        work = partial(function, *given)
+        work = partial(function, *arguments)
         return await asyncio.get_running_loop().run_in_executor(self._searching, work)
 
     def access(self, pipeline: str) -> Access:

@@ -89,8 +89,8 @@ class _Kept:
         if rows is None or not self._pushed:
             return
         rows = rows.filter(of_files(rows, self._unchanged))
-        gone = rows.filter(pc.invert(self._pushed.keeps(rows)))
-        for name, file in zip(*(gone[column].to_pylist() for column in PLACE[:2]), strict=True):
+        rows = rows.filter(pc.invert(self._pushed.keeps(rows)))
+        for name, file in zip(*(rows[column].to_pylist() for column in PLACE[:2]), strict=True):
             entry = files[file]
             if name not in entry.overruled:  # a run that died may have counted it
                 entry.overruled.append(name)
@@ -252,9 +252,7 @@ def _write_listed(run: Run, part_bytes: int | None, divides: bool = True) -> Ste
         _write_record(run, unchanged, whole=False)
         left_out = {name: {place for place, *_ in rows} for name, rows in doubles.items()}
         work = _Writing(run, spill, frozenset(unchanged), pushed, left_out)
-        written = sum(
-            map_shards(run, work, names) if reading.has_workers else work.by_itself(names)
-        )
+        count = sum(map_shards(run, work, names) if reading.has_workers else work.by_itself(names))
         others = pc.field("file").isin(names_array(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     delete(folder.rejected_by_failure)  # of runs before this one
@@ -266,7 +264,7 @@ def _write_listed(run: Run, part_bytes: int | None, divides: bool = True) -> Ste
         run.progress.note(f"{duplicates.sentence}; all are kept, and listed in {folder.duplicates}")
     folder.sync()  # the record says that these files need not be read again
     _write_record(run, ordered, True, duplicates, comparison.joined)
-    statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": written}
+    statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": count}
     return StepReport(DocumentsStep.name, True, statistics)
 
 
@@ -527,10 +525,9 @@ def _write_partition(
     if is_current and not spill.has(partition) and kept.is_all():
         return False
     schema = stored_documents_schema(run.spec.source.metadata_types)
-
     rows = itertools.chain(kept.read(), spill.read(partition))
-    written = (batch.filter(pc.invert(_at(batch, left_out))) for batch in rows)
-    shards.write(partition, schema, written, "", configuration, statistics={})
+    batches = (batch.filter(pc.invert(_at(batch, left_out))) for batch in rows)
+    shards.write(partition, schema, batches, "", configuration, statistics={})
     return True
 
 

@@ -188,10 +188,10 @@ def test_a_worker_keeps_the_cores_busy_that_are_reserved_for_it(
     reserved: float, cores: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("RAYON_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
-    told: list[int] = []
-    monkeypatch.setattr(pa, "set_cpu_count", told.append)
+    counts: list[int] = []
+    monkeypatch.setattr(pa, "set_cpu_count", counts.append)
     monkeypatch.setattr(os, "environ", environment := dict[str, str]())
     assert Ray(cpus_per_worker=reserved).cores == cores
     engine_module._keep_to(cores)
     assert environment == (dict.fromkeys(names, str(cores)) if cores else {})
-    assert told == ([cores] if cores else [])
+    assert counts == ([cores] if cores else [])

@@ -131,12 +131,12 @@ def test_what_is_as_near_as_the_last_counts_as_found() -> None:
 def test_the_nearest_others_are_those_of_a_full_sort(vectors: np.ndarray) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "SORTED_AT_ONCE", 2 * len(vectors))  # two rows of four times two
-        near, found = nearest_others(vectors, 3)
+        near, scores = nearest_others(vectors, 3)
     true = cosines(vectors, vectors)
     true[np.isneginf(true)] = 0
     np.fill_diagonal(true, -np.inf)
-    assert np.sort(found, axis=1) == pytest.approx(np.sort(true, axis=1)[:, -3:], abs=1e-5)
-    assert np.take_along_axis(true, near, axis=1) == pytest.approx(found, abs=1e-5)
+    assert np.sort(scores, axis=1) == pytest.approx(np.sort(true, axis=1)[:, -3:], abs=1e-5)
+    assert np.take_along_axis(true, near, axis=1) == pytest.approx(scores, abs=1e-5)
 
 
 def test_labels_that_are_kept_apart_are_found() -> None:

@@ -14,7 +14,7 @@ from embedding_pipelines.serving.direct import Function
 from embedding_pipelines.serving.pictures import image_bytes
 from embedding_pipelines.serving.receipts import keep_receipts
 from embedding_pipelines.serving.searching import (
-    admitted,
+    admit_search,
     find_pipeline,
     search_by_documents,
     search_by_image,
@@ -56,7 +56,7 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
         )
     name = await find_pipeline(caller.server, body.pipeline)
     too_long: TooLong = "cut" if body.truncate else "refuse"
-    with admitted(caller.server, name, caller, len(queries)):
+    with admit_search(caller.server, name, caller, len(queries)):
         results = await caller.wait_for(
             search_pipeline(
                 *(caller.server, name, queries, body.k, body.filter, body.mode),
@@ -110,7 +110,7 @@ async def _search_like(body: SearchRequest, caller: Caller) -> Response:
         data = await asyncio.to_thread(image_bytes, body.image, "image")
     name = await find_pipeline(caller.server, body.pipeline)
     options = (body.k, body.filter, caller.principals)
-    with admitted(caller.server, name, caller):
+    with admit_search(caller.server, name, caller):
         if body.like is None:
             search = search_by_image(caller.server, name, data, *options, caller)
         else:
