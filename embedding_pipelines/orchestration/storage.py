@@ -19,14 +19,10 @@ from typing import Any, Self
 import dagster
 import sqlalchemy
 from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.schedules import SqliteScheduleStorage
 from sqlalchemy import Connection
-
-from embedding_pipelines.orchestration.lean import lean_imports
-
-with lean_imports():
-    from dagster._core.storage.event_log import SqliteEventLogStorage
-    from dagster._core.storage.runs import SqliteRunStorage
-    from dagster._core.storage.schedules import SqliteScheduleStorage
 
 SERIES = "1.13."  # of Dagster, whose storages were read; others have theirs as they come
 BATCHES = "DAGSTER_EVENT_BATCH_SIZE"  # what Dagster writes at once, by its own variable
