@@ -1,10 +1,7 @@
 """Arithmetic on a matrix of vectors: unit length, cosines, conversion from and to Arrow columns."""
 
-import contextlib
-import ctypes
 import sys
 import zlib
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -103,28 +100,6 @@ class _NoPandas:
     def find_spec(name: str, path: object = None, target: object = None) -> None:
         if name == "pandas":
             raise ModuleNotFoundError(name)
-
-
-@contextlib.contextmanager
-def in_one_thread() -> Iterator[None]:
-    """Products and eigenvalues by one thread, where numpy's library for them is OpenBLAS. Its threads
-    wait for one another by spinning, on a busy machine many times as long as small products take:
-    5,000 x 384 with itself 8 ms of processor time in one thread and 70 in two."""
-    module = sys.modules.get("numpy._core._multiarray_umath")
-    library = ctypes.CDLL(module.__file__) if module and module.__file__ else None
-    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
-        get, put = (getattr(library, name.format(verb), None) for verb in ("get", "set"))
-        if get and put:
-            break
-    else:
-        yield
-        return
-    before = get()
-    put(1)
-    try:
-        yield
-    finally:
-        put(before)
 
 
 def to_column(

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from threadpoolctl import threadpool_info
 
-from embedding_pipelines.vectors import cosine, in_one_thread, to_column, to_matrix, unit
+from embedding_pipelines.vectors import cosine, to_column, to_matrix, unit
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=9)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -131,14 +130,3 @@ def test_pandas_is_imported_for_who_asks_for_it_and_for_no_list() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split(maxsplit=1) == ["False", "['x', 'y'] True\n"]
-
-
-def test_products_are_made_in_one_thread_and_then_as_before() -> None:
-    def threads() -> list[int]:
-        libraries = threadpool_info()
-        return [each["num_threads"] for each in libraries if each["internal_api"] == "openblas"]
-
-    before = threads()
-    with in_one_thread():
-        assert min(threads(), default=1) == 1  # there may be others than numpy's
-    assert threads() == before

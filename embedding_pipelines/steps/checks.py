@@ -27,9 +27,6 @@ from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.duplicates import write_near
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
 from embedding_pipelines.storage.warehouse import parse_state
-from embedding_pipelines.vectors import in_one_thread
-
-MANY_DIMENSIONS = 1_024  # from which on the products of checks take a second of one core and more
 
 
 @dataclass(frozen=True)
@@ -102,9 +99,7 @@ def run_checks(run: Run) -> CheckRecord:
         budget=BudgetTracker.of(run.spec.budget, run.spec.model),
     )
     inputs = _inputs(run, state)  # before: who edits a file meanwhile gets it measured next time
-    is_small = run.model.space.dimensions < MANY_DIMENSIONS
-    with in_one_thread() if is_small else contextlib.nullcontext():
-        outcomes = evaluate(candidate)
+    outcomes = evaluate(candidate)
     if run.spec.source.has_images and (words := write_near(run).sentence):
         run.progress.note(f"{words}; all are kept, and listed in {run.folder.duplicates}")
     record = CheckRecord(name, state.version, inputs, candidate.metrics, outcomes)
