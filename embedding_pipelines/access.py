@@ -56,8 +56,8 @@ OPTION = re.compile(r"\bsource\.([a-z_]+)\b")
 # In a broken pipeline file: the section, also misspelled, in the wrong place, or cut.
 NAMED = re.compile(rb"\bpermis\w*[\"']?\s*(?::|\Z)")
 HOW = (
-    "by `principals=[…]` in Python, --as on the command line, the header X-Principals or a key that is "
-    "bound to principals over HTTP"
+    "by `principals=[…]` in Python, --as (or --as-operator) on the command line, the header X-Principals "
+    "or a key that is bound to principals over HTTP"
 )
 
 # Said whatever there is: who may see nothing learns no more than that.

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import socket
 import sys
 from typing import Annotated
 
@@ -112,9 +113,26 @@ def serve(
         for name, problem in server.faults.items():
             print(f"Not ready: {name}: {problem}", file=messages, flush=True)
 
+    _require_free(host, port)
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()
         allowed = Permissions(frozenset(variable or ()), custom_code, frozenset(output or ()))
         server = Server(home, keys, reranker, allowed)
         Process(server, host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raises ConfigError for an address that nobody can listen on now; uvicorn would end the process."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen()
+        except OSError as error:
+            raise ConfigError(
+                f"--host {host} --port {port}: nothing can listen there: {error.strerror}. "
+                "End what listens there now, or name another address; --port 0 takes any port that is "
+                "free."
+            ) from error

@@ -50,6 +50,7 @@ from embedding_pipelines.serving.bundle import (
 from embedding_pipelines.serving.permissions import Permissions
 from embedding_pipelines.spec.load import pipeline_file, pipeline_files
 from embedding_pipelines.steps.base import row_values
+from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.spill import contents_of
 from embedding_pipelines.steps.vector_store import unused_table
 from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten, write_forgotten
@@ -260,6 +261,7 @@ class _Taker:
         if not codec.exists():
             codec.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.there.codecs / release.codec, codec)
+            shutil.copyfile(codec, codec.with_suffix(COPY))
         numbers = [newest_number(self.folder), *(entry.number for entry in before.releases)]
         number = max(numbers) + 1 if max(numbers) else release.number
         changes = {"table": name, "number": number, "released_at": datetime.now(UTC)}

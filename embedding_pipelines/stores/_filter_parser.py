@@ -295,7 +295,7 @@ class Parser:
             plain = written_name(column) == column
             if name.lower() == column.lower() or (not plain and rest.startswith(column.lower())):
                 what = "the id" if here == "document_id" else "in the text"
-                example = "= 'A1'" if here == "document_id" else "LIKE '%red%'"
+                example = "= 'A1'" if here == "document_id" else "ILIKE '%red%'"
                 return (
                     f"{column!r} is {what}, which is {here} in filters. Write {here} {example}, or "
                     f"add {column!r} to source.metadata."

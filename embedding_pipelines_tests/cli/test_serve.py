@@ -1,5 +1,6 @@
 """The command `serve`: what it refuses. What it starts is in `serving/test_process.py`."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def test_it_says_where_it_is_ready_whatever_form_the_end_has(
             self._on_ready("http://127.0.0.1:1")
 
     monkeypatch.setattr(process, "Process", Process)
-    ended = Command(monkeypatch, capsys)("serve", *(["--json"] if as_json else []))
+    ended = Command(monkeypatch, capsys)("serve", "--port", "0", *(["--json"] if as_json else []))
     assert ended.code == 0
     assert "Ready on http://127.0.0.1:1" in (ended.err if as_json else ended.out)
 
@@ -54,5 +55,16 @@ def test_it_says_what_is_not_ready_and_why(
             self._on_ready("http://127.0.0.1:1")
 
     monkeypatch.setattr(process, "Process", Process)
-    ended = Command(monkeypatch, capsys)("serve")
+    ended = Command(monkeypatch, capsys)("serve", "--port", "0")
     assert "Not ready: notes: Its model is trained by the first run." in ended.out
+
+
+def test_a_port_that_is_in_use_is_a_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = Command(monkeypatch, capsys)("serve", "--port", str(port))
+    assert ended.code == 1
+    assert f"--port {port}: nothing can listen there: Address already in use." in ended.err
+    assert "--port 0 takes any port" in ended.err

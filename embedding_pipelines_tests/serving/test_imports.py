@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.doctor.examine import examine
 from embedding_pipelines.errors import BundleError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.inference.weights import local_folder
@@ -13,6 +14,7 @@ from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.serving.bundle import write_bundle
 from embedding_pipelines.serving.imports import import_bundle
+from embedding_pipelines.spec.load import read_draft
 from embedding_pipelines.storage.forgotten import read_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -102,6 +104,15 @@ def test_a_run_elsewhere_embeds_nothing_that_has_not_changed(tmp_path: Path, the
     reports, texts = run_recorded(there, "p")
     assert texts == ["one more document"]
     assert report(reports, "vector_store").statistics["added"] == 1
+
+
+def test_nothing_is_lost_where_a_bundle_was_taken_up(tmp_path: Path, there: Path) -> None:
+    here = built(tmp_path / "here", ROWS, f"{QUICK}compression: [int8]\n")
+    carry(here, there)
+    copy_source(here, there)
+    draft = read_draft(there / "pipelines" / "p.yaml")
+    lost = [entry for entry in examine(draft, Warehouse(there)) if not entry.is_well]
+    assert not lost, lost
 
 
 def test_the_cache_has_its_vectors(here: Path, there: Path) -> None:

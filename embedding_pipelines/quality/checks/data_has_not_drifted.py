@@ -19,7 +19,7 @@ class DataHasNotDrifted(Check):
     def evaluate(self, candidate: Candidate) -> Outcome:
         live, now, before = candidate.live, candidate.sketch, candidate.live_sketch
         if live is None:
-            return self.outcome(True, "Skipped: there is no live release to compare with.")
+            return self.outcome(True, "Skipped: no release was live before this one.")
         if now is None:
             sentence = f"The table is empty; release {live.number} has {counted(live.rows, 'row')}."
             return self.outcome(live.rows == 0, sentence)

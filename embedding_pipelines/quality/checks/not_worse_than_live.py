@@ -22,7 +22,7 @@ class NotWorseThanLive(Check):
     def evaluate(self, candidate: Candidate) -> Outcome:
         live: dict[str, dict[str, float]] = candidate.collected.get(self.name, {})
         if candidate.live is None:
-            return self.outcome(True, "Skipped: there is no live release to compare with.")
+            return self.outcome(True, "Skipped: no release was live before this one.")
         may_shrink = candidate.run.spec.evaluation.may_shrink
         too_small, statistics = shrunk(
             candidate.run, candidate.live, candidate.documents, candidate.rows, may_shrink

@@ -51,7 +51,7 @@ class RealQueriesAnswerAlike(Check):
     def evaluate(self, candidate: Candidate) -> Outcome:
         shares: dict[str, float] = candidate.collected.get(self.name, {})
         if candidate.live is None:
-            return self.outcome(True, "Skipped: there is no live release to compare with.")
+            return self.outcome(True, "Skipped: no release was live before this one.")
         if len(shares) < LEAST_ANSWERS:
             few = f"{counted(len(shares), 'query')} kept" if shares else "no query is kept"
             return self.outcome(
