@@ -308,6 +308,14 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
     if omissions:
         reasons = "; ".join(f"{name!r} {why}" for name, why in omissions.items())
         notes.append(f"Left out of metadata: {reasons}.")
+    rejected = len(_rejections(source, text, metadata, first) or ()) + _repeated(
+        values.get(key or "", [])
+    )
+    if not source.allows(rejected, rows):
+        notes.append(
+            f"A run would stop: it would reject {counted(rejected, 'row')} of the first {rows:,}, and "
+            f"source.max_rejected allows {source.max_rejected * 100:.4g}%. Mend the rows, or raise it."
+        )
     return Guess(source.kind, paths, options, rows, key, text, metadata, notes)
 
 
@@ -451,8 +459,7 @@ def _id_of(values: dict[str, list[str]], types: dict[str, str]) -> str | None:
 
     def identifies(name: str, exceptions: float = 0) -> bool:
         texts = values[name]
-        wrong = len(texts) - len(set(filter(None, texts)))
-        return wrong <= exceptions and max(map(len, texts)) <= MAX_ID_LETTERS
+        return _repeated(texts) <= exceptions and max(map(len, texts)) <= MAX_ID_LETTERS
 
     by_name = {name.lower(): name for name in reversed(values)}
     sure = [by_name[name] for name in SURE_ID_NAMES if name in by_name]
@@ -496,6 +503,11 @@ def _notes_on_id(values: dict[str, list[str]], key: str | None, file: SourceFile
     if empty:
         notes.append(f"The id {key!r} is empty in {counted(empty, 'row')}, which runs reject.")
     return notes
+
+
+def _repeated(texts: Sequence[str]) -> int:
+    """Values that are empty, or stand before."""
+    return len(texts) - len({*texts} - {""})
 
 
 def _notes_on_rows(unreadable: list[Rejection] | None) -> list[str]:

@@ -248,7 +248,11 @@ def test_a_column_that_is_nearly_all_numbers_is_one_and_the_file_says_so(
         home, monkeypatch, "id,title,price,zip", *lines, "50,a lamp,on request,01234"
     )
     assert guessed.metadata == {"price": "float", "zip": "string"}  # 01234 is a code
-    (note,) = guessed.notes
+    note, limit = guessed.notes
+    assert limit == (
+        "A run would stop: it would reject 1 row of the first 51, and source.max_rejected allows 1%. "
+        "Mend the rows, or raise it."
+    )
     assert note.startswith("'price' is float but for 1 value: 'on request'. Runs reject this row.")
     write_guess(home, home / "pipelines" / "a.yaml", guessed, "hashing")
     assert "# 'price' is float but for 1 value" in (home / "pipelines" / "a.yaml").read_text()
@@ -283,11 +287,12 @@ def test_an_id_that_stands_twice_or_is_empty_is_still_the_id(
     lines = [f"{n},a chair for the kitchen" for n in range(9)]
     guessed = guess_csv(home, monkeypatch, "sku,title", *lines, "7,a lamp to read by", ",a table")
     assert guessed.id == "sku"
-    assert guessed.notes == [
+    assert guessed.notes[:2] == [
         "The id 'sku' is not unique: '7' stands more than once. Runs reject all but one of such "
         "rows; source.duplicates decides which.",
         "The id 'sku' is empty in 1 row, which runs reject.",
     ]
+    assert "it would reject 2 rows of the first 11" in guessed.notes[2]
     lines = [f"X{n},a chair for the kitchen" for n in range(199)]
     guessed = guess_csv(home, monkeypatch, "article,title", *lines, "X7,a lamp to read by")
     assert guessed.id == "article"
@@ -302,7 +307,8 @@ def test_no_id_unreadable_rows_and_names_of_results_are_told(
         home, monkeypatch, "kind,title,score,nothing", *lines, "1,a lamp,3,,too,many"
     )
     assert guessed.id is None
-    no_id, unreadable, left_out = guessed.notes
+    no_id, unreadable, left_out, limit = guessed.notes
+    assert "A run would stop" in limit
     assert "file and row are it (as in 'a.csv:2')" in no_id
     assert "inserting a row changes the ids" in no_id
     assert unreadable.startswith("1 row of the sample cannot be read; runs reject such rows.")
