@@ -43,9 +43,7 @@ REQUEST_TOKENS, ACCELERATOR_REQUEST_TOKENS = 8_192, 131_072
 # On a processor one request computes while another tokenizes. An accelerator waits for none of what
 # its requests do before and after: tokenize, launch, commit.
 CONCURRENT_REQUESTS, ACCELERATOR_CONCURRENT_REQUESTS = 2, 3
-# What a batch costs beside its tokens, in tokens. MiniLM: 78 (4.9 ms, and 0.063 ms a token, on two AMX
-# cores); by half of it less than 3% of long documents is padding, and they take 0.5% longer.
-BATCH_TOKENS_COST = 40
+MOST_PADDING = 0.03  # of a batch, unless it is small
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
 
 
@@ -203,24 +201,26 @@ def _single_text(tokens: int) -> tuple[str, str]:
 
 
 def token_batches(lengths: Sequence[int] | Array, budget: int) -> list[Array]:
-    """Rows grouped longest first, each group at most `budget` tokens once padded to its first row,
-    unless one row has more: so that their tokens, padding included, and BATCH_TOKENS_COST for each
-    group come to the least."""
+    """Rows grouped longest first, each group at most `budget` tokens once padded to its first row.
+
+    A group of a quarter of the budget or more also ends before more than MOST_PADDING of it is
+    padding.
+    """
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    widths = np.maximum(np.asarray(lengths)[order], 1).tolist()  # a text may have no token
-    counts = np.arange(1, len(widths) + 1)
-    least = np.zeros(len(widths) + 1)  # of the rows from each on
-    ends = [0] * len(widths)  # of the group that begins there
-    for row in range(len(widths) - 1, -1, -1):
-        most = max(1, min(len(widths) - row, budget // widths[row]))
-        costs = counts[:most] * widths[row] + least[row + 1 : row + 1 + most]
-        best = int(costs.argmin())
-        least[row], ends[row] = costs[best] + BATCH_TOKENS_COST, row + 1 + best
     groups, start = [], 0
-    while start < len(widths):
-        groups.append(order[start : ends[start]])
-        start = ends[start]
-    return groups
+    real = widest = 0  # of the group so far: tokens, and those of its first row
+    for row, length in enumerate(np.asarray(lengths)[order].tolist()):
+        padded = (row - start + 1) * widest
+        fits = padded <= budget and (
+            real < budget / 4 or real + length >= (1 - MOST_PADDING) * padded
+        )
+        if row == start or fits:
+            widest = widest if row > start else length
+        else:
+            groups.append(order[start:row])
+            start, real, widest = row, 0, length
+        real += length
+    return [*groups, order[start:]] if len(order) else []
 
 
 def packed_batches(lengths: Array, budget: int) -> list[Array]:
