@@ -94,8 +94,8 @@ def test_a_release_is_deployed_replaced_under_load_and_taken_back(here: Path, th
             wait_until(lambda: len(load.statuses) > 50, 60)
             write_csv(here, "a.csv", [*ROWS, ("new", "one more document", "c")])
             run_steps(here, "p")
-            second, before = deploy(warehouse, "p", address, key=KEY), len(load.statuses)
-            wait_until(lambda: len(load.statuses) > before + 50, 60)
+            second, answers = deploy(warehouse, "p", address, key=KEY), len(load.statuses)
+            wait_until(lambda: len(load.statuses) > answers + 50, 60)
         assert second.resources["release"] == 2
         assert read_releases(remote).live == 2
         assert load.statuses
