@@ -308,12 +308,11 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
     if omissions:
         reasons = "; ".join(f"{name!r} {why}" for name, why in omissions.items())
         notes.append(f"Left out of metadata: {reasons}.")
-    rejected = len(_rejections(source, text, metadata, first) or ()) + _repeated(
-        values.get(key or "", [])
-    )
-    if not source.allows(rejected, rows):
+    unreadable = _rejections(source, text, metadata, first)
+    count = len(unreadable or ()) + _repeated(values.get(key or "", []))
+    if not source.allows(count, rows):
         notes.append(
-            f"A run would stop: it would reject {counted(rejected, 'row')} of the first {rows:,}, and "
+            f"A run would stop: it would reject {counted(count, 'row')} of the first {rows:,}, and "
             f"source.max_rejected allows {source.max_rejected * 100:.4g}%. Mend the rows, or raise it."
         )
     return Guess(source.kind, paths, options, rows, key, text, metadata, notes)
