@@ -53,6 +53,7 @@ from embedding_pipelines.storage.warehouse import (
     Warehouse,
     parse_state,
 )
+from embedding_pipelines.validate import require_model
 
 MIGRATION = ("migration",)
 SIDE = 0.975  # of an interval of 95%
@@ -96,7 +97,7 @@ def start(home: Path, name: str, model: str) -> PipelineSpec:
     The next run begins to fill the new line.
 
     Raises ConfigError for a pipeline that migrates already or was never released, and for a model
-    that there is not.
+    that there is not, or that does not fit the file's other sections.
     """
     spec, warehouse = find_pipeline(name, home), Warehouse(home)
     path, folder = find_file(name, home), warehouse.pipeline(spec.name)
@@ -112,11 +113,12 @@ def start(home: Path, name: str, model: str) -> PipelineSpec:
         )
     live_release(folder)  # without one there is nothing to keep up
     new = parse_model(model)
-    _require_dimensions(spec, new, home)
     if new == spec.model:
         raise ConfigError(
             f"Pipeline {spec.name!r} has the model {model} already. Name another one."
         )
+    _require_dimensions(spec, new, home)
+    require_model(spec.model_copy(update={"model": new}), warehouse)
     text = path.read_bytes().decode()
     before = yaml.safe_load(text)["model"]
     options: Options = {

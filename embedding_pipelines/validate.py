@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from embedding_pipelines.compression.base import dimensions_out_of
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, SourceError
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.quality.training import check_pairs
 from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import Input, ReadLog, Source, fetched
+from embedding_pipelines.spec.fit import misfits
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.output import check_place
@@ -67,8 +67,7 @@ def faults(
         yield from _of_model(spec, warehouse)
         yield from (Fault(("model",), what, is_key=True) for what in spec.model.missing_keys())
         yield from (Fault(("model",), what, is_doubt=True) for what in spec.model.doubts(home))
-    if not wrong & {"compression", "store", "output_dim"}:
-        yield from _of_dimensions(spec, home, "model" in wrong)
+    yield from (Fault(*misfit) for misfit in misfits(spec, home, wrong))
     if not wrong & {"source", "evaluation"}:
         run = Run(spec, warehouse)
         for read in (read_qrels, read_pairs):
@@ -76,6 +75,15 @@ def faults(
                 read(run)
             except EmbeddingPipelinesError as error:
                 yield Fault(("evaluation",), str(error))
+
+
+def require_model(spec: PipelineSpec, warehouse: Warehouse) -> None:
+    """Raises ConfigError, with a line for each mistake, for a model that a run could not use, or that
+    does not fit the other sections."""
+    mistakes = [fault.what for fault in _of_model(spec, warehouse)]
+    mistakes += [misfit.what for misfit in misfits(spec, warehouse.home)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
 
 
 def _of_source(spec: PipelineSpec, home: Path) -> Iterator[Fault]:
@@ -128,25 +136,3 @@ def _of_files(source: Source, files: Sequence[Input]) -> Iterator[Fault]:
             option = "text" if column in source.text else "metadata"
             words = str(source.missing_column_error(names[0], column, columns))
             yield Fault(("source", "id" if column == source.id else option), words)
-
-
-def _of_dimensions(spec: PipelineSpec, home: Path, is_unknown: bool) -> Iterator[Fault]:
-    size = None if is_unknown else spec.model.known_dimensions(home)
-    chain = spec.compression
-    try:
-        actual = dimensions_out_of(chain, size)
-    except ConfigError as error:
-        yield Fault(("compression",), str(error))
-        return
-    if actual is None:
-        return
-    try:
-        spec.store.check(chain[-1].codec.dtype if chain else "float32", actual)
-    except ConfigError as error:
-        yield Fault(("store",), str(error))
-    if spec.output_dim not in (None, actual):
-        yield Fault(
-            ("output_dim",),
-            f"output_dim is {spec.output_dim}, but model and compression give {actual}. Set it to "
-            f"{actual}, or leave it out.",
-        )

@@ -396,6 +396,24 @@ def test_a_start_names_what_is_wrong_with_its_model(tales: Path) -> None:
     assert (tales / "pipelines/tales.yaml").read_bytes() == before
 
 
+def test_a_start_is_refused_for_a_model_that_does_not_fit_the_file(tales: Path) -> None:
+    cut = "compression: [{kind: pca, dimensions: 32}]\n"
+    write_pipeline(tales, "tales", PIPELINE + cut)
+    before = (tales / "pipelines/tales.yaml").read_bytes()
+    for model, words in (
+        (
+            "{provider: hashing, dimensions: 16}",
+            "^compression.pca: 32 dimensions cannot be made of 16",
+        ),
+        ("{provider: hashing, max_tokens: 40}", "^preprocessing.chunk.overlap: 32 tokens are more"),
+        ("hf:./models/none", "there is no folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            migrate.start(tales, "tales", model)
+    assert (tales / "pipelines/tales.yaml").read_bytes() == before
+    migrate.start(tales, "tales", NEW)  # which fits
+
+
 def test_a_start_is_refused_where_the_file_says_the_dimensions_of_the_model_before(
     tales: Path,
 ) -> None:

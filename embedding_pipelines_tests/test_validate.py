@@ -101,6 +101,15 @@ MISTAKES = {
         SOURCE + "model: {provider: hashing, dimensions: 33}\nstore: {kind: lancedb, index: rq}\n",
         ["3: store.index: 'rq' needs dimensions that"],
     ),
+    "a model of few tokens": (
+        SOURCE + "model: {provider: hashing, max_tokens: 32}\n",
+        ["2: preprocessing.chunk.overlap: 32 tokens are more than half of a chunk of 32, and the model "
+         "takes 32. Set it to 16 or less."],
+    ),
+    "an overlap": (
+        SOURCE + "model: {provider: hashing, max_tokens: 32}\npreprocessing:\n  chunk:\n    overlap: 20\n",
+        ["5: preprocessing.chunk.overlap: 20 tokens are more than half of a chunk of 32"],
+    ),
     "no key": (
         SOURCE + "model: openai-small\n",
         ["2: the environment variable OPENAI_API_KEY is not set"],

@@ -99,6 +99,28 @@ def declared_dimensions(folder: Path) -> int | None:
         return None
 
 
+def declared_context(folder: Path) -> int | None:
+    """The tokens of a text that a model reads, as its files declare them; None if they do not."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        part = folder / modules[0]["path"]
+        for path in part.glob("sentence_*config.json"):
+            size = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
+            if isinstance(size, int):
+                return size
+        sizes = {
+            "tokenizer_config.json": "model_max_length",
+            "config.json": "max_position_embeddings",
+        }
+        values = [
+            json.loads((part / name).read_text(encoding="utf-8"))[key]
+            for name, key in sizes.items()
+        ]
+        return int(min(values))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+
+
 def operations_per_token(folder: Path) -> int | None:
     """Multiplications and additions of a transformer's layers for a token, as its configuration
     declares them; None if it does not."""

@@ -91,7 +91,7 @@ class Cutter:
         self._tokenizer.no_truncation()
         self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self._unknown_id = unknown_id(self._tokenizer)
-        self._limit = _effective_limit(limit, chunk, self._special)
+        self._limit = effective_limit(limit, chunk, self._special)
         self._whole = chunk is None
         self._capacity = max(1, self._limit - self._special - self._first_word_mark())
         self._overlap = min(chunk.overlap, self._capacity - 1) if chunk else 0
@@ -385,7 +385,9 @@ def _drop_inner(pieces: Sequence[Piece]) -> list[Piece]:
     return outer
 
 
-def _effective_limit(limit: int, chunk: Chunk | None, special: int) -> int:
+def effective_limit(limit: int, chunk: Chunk | None, special: int = 0) -> int:
+    """The most tokens of a chunk, of a model that takes `limit` and adds `special` of its own. Raises
+    ConfigError if that leaves no room for text, or is less than twice the overlap."""
     effective = limit if chunk is None or chunk.max_tokens is None else min(limit, chunk.max_tokens)
     if effective <= special:
         raise ConfigError(

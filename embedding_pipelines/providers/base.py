@@ -145,6 +145,12 @@ class ProviderOptions(Choice):
         size = getattr(self, "dimensions", None)
         return size if isinstance(size, int) else None
 
+    def known_context(self, home: Path) -> int | None:
+        """The tokens of a text that the model reads, a prompt's among them, if they can be known
+        so."""
+        size = getattr(self, "max_tokens", None)
+        return size if isinstance(size, int) else None
+
     def mistakes(self, home: Path) -> Iterator[str]:
         """What is wrong with what the options name, as far as it can be known so."""
         yield from ()

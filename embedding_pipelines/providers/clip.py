@@ -181,6 +181,10 @@ class Clip(ProviderOptions):
         entry = find_published(self.kind, self.model)
         return entry.dimensions if entry else None
 
+    def known_context(self, home: Path) -> int | None:
+        entry = find_published(self.kind, self.model)
+        return entry.max_tokens if entry else None
+
     def mistakes(self, home: Path) -> Iterator[str]:
         yield from model_mistakes(self.kind, self.model, self.revision, home)
 

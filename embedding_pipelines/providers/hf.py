@@ -284,6 +284,15 @@ class Hf(ProviderOptions):
         declared = declared_dimensions(folder) if folder else None
         return declared or (entry.dimensions if entry else None)
 
+    def known_context(self, home: Path) -> int | None:
+        """From where `known_dimensions` are."""
+        from embedding_pipelines.inference.weights import declared_context, local_folder
+
+        entry = find_published(self.kind, self.model)
+        folder = local_folder(self.model, self.revision, home)
+        declared = declared_context(folder) if folder else None
+        return declared or (entry.max_tokens if entry else None)
+
     def mistakes(self, home: Path) -> Iterator[str]:
         if self.calibration and not (home / self.calibration).is_file():
             yield f"calibration: there is no file {str(home / self.calibration)!r}. Correct it."

@@ -37,6 +37,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED, documents_schema, stored_documents_schema
 from embedding_pipelines.sources.base import Input, Rejection, SourceFile, Stamp
 from embedding_pipelines.sources.push import Push
+from embedding_pipelines.spec.fit import require_fit
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.duplicates import OF_PIXELS, Groups, write_duplicates
@@ -192,7 +193,8 @@ def write_documents(run: Run, part_bytes: int | None = None) -> StepReport:
 
     Raises SourceError for files that cannot be read as the pipeline says, and for more
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
-    ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
+    ConfigError for files of `evaluation:` that cannot be read, and for sections of the pipeline file
+    that do not fit one another, before any work is done.
     """
     if part_bytes is None and not isinstance(engine_of(run), Inline):
         part_bytes = PART_BYTES
@@ -218,6 +220,7 @@ def _write_listed(run: Run, part_bytes: int | None, divides: bool = True) -> Ste
     comparison = _compare(run, to_read=True)
     if comparison.report is not None:
         return comparison.report
+    require_fit(run.spec, run.warehouse.home)
     source_files, unchanged = comparison.files, comparison.unchanged
     for note in run.spec.source.omissions(run.warehouse.home):
         run.progress.note(note)

@@ -2,6 +2,7 @@
 one sentence."""
 
 import hashlib
+import json
 import shutil
 import socket
 from dataclasses import replace
@@ -14,6 +15,7 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference import weights as _weights
 from embedding_pipelines.inference.weights import (
     PACKAGED,
+    declared_context,
     folder_sha256,
     model_folder,
     weights_sha256,
@@ -125,3 +127,22 @@ def test_the_digest_of_a_model_covers_its_modules_and_its_configuration(tmp_path
     assert folder_sha256(folder) != before
     shutil.copytree(folder, tmp_path / "copy")
     assert folder_sha256(tmp_path / "copy") == folder_sha256(folder)
+
+
+def test_the_tokens_that_a_model_reads_are_declared_by_its_files(tmp_path: Path) -> None:
+    def write(name: str, value: object) -> None:
+        (tmp_path / name).write_text(json.dumps(value))
+
+    assert declared_context(tmp_path) is None
+    write("modules.json", [{"path": "", "type": "sentence_transformers.models.Transformer"}])
+    write("config.json", {"max_position_embeddings": 514})
+    assert declared_context(tmp_path) is None
+    write("tokenizer_config.json", {"model_max_length": 512})
+    assert declared_context(tmp_path) == 512
+    write("sentence_bert_config.json", {"max_seq_length": None})
+    assert declared_context(tmp_path) == 512
+    write("sentence_bert_config.json", {"max_seq_length": 32})
+    assert declared_context(tmp_path) == 32
+    write("modules.json", {})
+    assert declared_context(tmp_path) is None
+    assert declared_context(model_folder(MINILM, None, tmp_path)) == 256

@@ -50,6 +50,9 @@ class HostedOptions(RemoteOptions):
     def known_dimensions(self, home: Path) -> int | None:
         return self.size
 
+    def known_context(self, home: Path) -> int | None:
+        return self.model_tokens
+
     def doubts(self, home: Path) -> Iterator[str]:
         if self.published_model is None and self.sells_published_models:
             published = [name for kind, _, name in map(_split, MODELS) if kind == self.kind]
