@@ -112,6 +112,7 @@ class Worker(ABC):
         self._small, self._large = ThreadPoolExecutor(1, "small"), ThreadPoolExecutor(1, "large")
         self._lines = {self._small: Line(), self._large: Line()}
         self._loading: asyncio.Task[Lanes] | None = None
+        self.problem = ""  # why it could not be loaded when that was last tried; empty: it could
 
     @property
     def lanes(self) -> Lanes | None:
@@ -120,17 +121,6 @@ class Worker(ABC):
         if task is None or not task.done() or task.cancelled() or task.exception():
             return None
         return task.result()
-
-    @property
-    def problem(self) -> str:
-        """Why the model could not be loaded, when that was last tried; empty if it could."""
-        task = self._loading
-        if task is None or not task.done() or task.cancelled():
-            return ""
-        error = task.exception()
-        if isinstance(error, OSError):
-            return describe_os_error(error)
-        return "" if error is None else str(error)
 
     async def load(self) -> Lanes:
         """Load the model, once; a failure is tried again with the next call. Raises ProviderError
@@ -175,7 +165,12 @@ class Worker(ABC):
 
     async def _load(self) -> Lanes:
         loop = asyncio.get_running_loop()
-        budget, tokens, seconds = await loop.run_in_executor(self._thread, self._warm)
+        try:
+            budget, tokens, seconds = await loop.run_in_executor(self._thread, self._warm)
+        except Exception as error:
+            self.problem = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            raise
+        self.problem = ""
         lanes = Lanes(self._compute, self._thread, budget, self._metrics, self.title)
         if tokens:
             lanes.record_rate(tokens, seconds)

@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REFRESH_SECONDS = 1.0  # between two looks at which releases are live
+RETRY_SECONDS = 10.0  # between two attempts to load models that nobody can ask for
 SEARCH_THREADS = min(32, (os.cpu_count() or 1) + 4)
 Stamps = tuple[tuple[int, int, int], ...]  # of files: size, modification and change time
 
@@ -139,6 +140,8 @@ class Server:
         self._looking: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._loading_rest: asyncio.Task[None] | None = None  # of what has no release yet
+        self._loading_again: asyncio.Task[None] | None = None  # of what could not be loaded
+        self._tried_at = float("-inf")
         self._watching: asyncio.Task[None] | None = None  # of the lag
 
     async def open(self) -> None:
@@ -155,9 +158,30 @@ class Server:
     def is_ready(self) -> bool:
         return self._loading is not None and self._loading.done() and not self.is_draining
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether none of the live releases can be searched: their models cannot be loaded, or their
+        records not be read. Searches by words that a file chooses need no model."""
+        released = [each for each in self._served.values() if each.release]
+        unread = [name for name in self.problems if self.warehouse.pipeline(name).releases.exists()]
+        can_answer = [
+            not each.model.problem or each.spec.search.mode == "text" for each in released
+        ]
+        return bool(released or unread) and not any(can_answer)
+
+    def load_again(self) -> None:
+        """Begin to load what could not be loaded. A server that is failing is sent no request, with
+        which it would be tried."""
+        if time.monotonic() - self._tried_at > RETRY_SECONDS:
+            self._tried_at = time.monotonic()
+            if self._loading_again is None or self._loading_again.done():
+                failed = [worker for worker in self.workers if worker.problem]
+                self._loading_again = asyncio.create_task(self._load_all(failed))
+
     async def close(self) -> None:
         """Wait for batches that are computed, and free everything."""
-        for task in (self._loading, self._loading_rest, self._watching, self._looking):
+        loading = (self._loading, self._loading_rest, self._loading_again)
+        for task in (*loading, self._watching, self._looking):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)

@@ -421,7 +421,7 @@ class DocumentsReceipt(BaseModel):
 class Health(BaseModel):
     """Whether the process answers, or takes requests."""
 
-    status: Literal["ok", "starting", "draining"]
+    status: Literal["ok", "starting", "failing", "draining"]
     problems: dict[str, str] = Field({}, description="By pipeline: why it is not served.")
 
 

@@ -19,15 +19,19 @@ async def health() -> Health:
 
 @router.get("/ready", responses={503: {"model": Health, "description": "Send requests elsewhere"}})
 async def ready(request: Request, response: Response) -> Health:
-    """The models of all releases are loaded, or cannot be, and the process is not about to end. What
-    is wrong with a pipeline is said to whoever has a key."""
+    """Models are loaded, a live release can be searched if there is any, and the process is not about
+    to end. What is wrong with a pipeline is said to whoever has a key."""
     server: Server = request.app.state.server
-    if server.is_ready:
-        problems = server.faults
-        try:
-            await reader(request, await bearer(request))
-        except ServingError:
-            problems = {}
-        return Health(status="ok", problems=problems)
-    response.status_code = 503
-    return Health(status="draining" if server.is_draining else "starting")
+    if not server.is_ready:
+        response.status_code = 503
+        return Health(status="draining" if server.is_draining else "starting")
+    await server.served()
+    if is_failing := server.is_failing:
+        server.load_again()
+        response.status_code = 503
+    problems = server.faults
+    try:
+        await reader(request, await bearer(request))
+    except ServingError:
+        problems = {}
+    return Health(status="failing" if is_failing else "ok", problems=problems)
