@@ -1,4 +1,4 @@
-"""All errors that a user can meet, and a guess at what a wrong name meant.
+"""All errors that a user can meet, a guess at what a wrong name meant, and what a wrong value must be.
 
 The text of each says what went wrong, where, and what to do next. It stands for itself: command
 line, API and Dagster print it without a traceback. It never holds a secret.
@@ -7,8 +7,10 @@ line, API and Dagster print it without a traceback. It never holds a secret.
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 
 def nearest_name(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
@@ -25,6 +27,95 @@ def did_you_mean(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 file`, `2,000 files`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+MUST_BE = {  # by pydantic's name of a fault: a value of another type, and what it must be
+    "string_type": "text",
+    "list_type": "a list: [ … ]",
+    "tuple_type": "a list: [ … ]",
+    "dict_type": "an object: { … }",
+    "model_type": "an object: { … }",
+    "model_attributes_type": "an object: { … }",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+QUOTED = ("int_parsing", "int_from_float", "float_parsing", "bool_parsing")  # values that say why
+BOUNDS = {"ge": "{} or more", "le": "{} or less", "gt": "more than {}", "lt": "less than {}"}
+# What pydantic puts into a place for the type that it tried, of several that a value may have.
+TRIED = re.compile(
+    r"str|int|float|bool|(constrained-|function-|(list|dict|tuple|literal)\[).*|[A-Z].*"
+)
+LONGEST_VALUE = 60  # characters of one that is quoted
+
+
+def fault_in_words(fault: Mapping[str, Any]) -> str:
+    """What pydantic has against a value, to follow its place: `must be a whole number, not '3.5'`.
+    Without `input` in the fault no value is quoted."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    value = f", not {_shortened(fault['input'])}" if "input" in fault else ""
+    if kind in MUST_BE:
+        return f"must be {MUST_BE[kind]}{value if kind in QUOTED else ''}"
+    for name, words in BOUNDS.items():
+        if name in context:
+            bound = context[name]
+            bound = f"{bound:g}" if isinstance(bound, float) else bound
+            return f"must be {words.format(bound)}{value}"
+    least, most = context.get("min_length"), context.get("max_length")
+    unit = "characters" if kind.startswith("string_") else "entries"
+    if least is not None:
+        return "must not be empty" if least == 1 else f"must have {least:,} {unit} or more"
+    if most is not None:
+        return f"must have {most:,} {unit} at most"
+    words = {
+        "missing": "is missing",
+        "extra_forbidden": "is no option here",
+        "literal_error": f"must be {context.get('expected')}{value}",
+    }
+    message: str = fault["msg"].removeprefix("Value error, ")
+    return words.get(kind, re.sub(r"^\w+ should ", "must ", message))
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def faults_in_words(faults: Iterable[Mapping[str, Any]]) -> str:
+    """All that pydantic has against some values, each with its place: `input[3]: must be text`.
+
+    A value that may be of several types has a fault of each. Those of other types than it has are
+    told together, and only where it is of none.
+    """
+    by_place: dict[str, list[Mapping[str, Any]]] = {}
+    for fault in faults:
+        by_place.setdefault(_place_in_words(fault["loc"]), []).append(fault)
+    lines = []
+    for place, group in by_place.items():
+        own = [fault for fault in group if fault["type"] not in MUST_BE]
+        is_deeper = any(other.startswith((f"{place}.", f"{place}[")) for other in by_place)
+        words = dict.fromkeys(map(fault_in_words, own or ([] if is_deeper else group)))
+        types = [each.removeprefix("must be ") for each in words if each.startswith("must be ")]
+        others = [each for each in words if not each.startswith("must be ")]
+        together = [*([f"must be {' or '.join(types)}"] if types else []), *others]
+        lines += [f"{place}: {each}" if place else each for each in together]
+    return "; ".join(lines)
+
+
+def _place_in_words(location: Sequence[int | str]) -> str:
+    """`input[3]`, without the types that were tried."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not text or not TRIED.fullmatch(part):
+            text += f".{part}" if text else part
+    return text
 
 
 REMEDIES = {  # by the system's number of an error

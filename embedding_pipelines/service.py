@@ -20,7 +20,7 @@ from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.texts import ReadableTexts, TooLong, prepare
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_of_environment
-from embedding_pipelines.errors import BadInput, ConfigError, did_you_mean
+from embedding_pipelines.errors import BadInput, ConfigError, did_you_mean, faults_in_words
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.once import once
 from embedding_pipelines.plugins import choices
@@ -221,8 +221,7 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
     try:
         options: ProviderOptions = kinds[kind].model_validate(values | config.options)
     except ValidationError as error:
-        faults = [": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()]
-        raise ConfigError(f"provider {kind!r}: {'; '.join(faults)}") from None
+        raise ConfigError(f"provider {kind!r}: {faults_in_words(error.errors())}") from None
     if options.uses_batch_jobs:
         raise ConfigError(
             f"provider {kind!r}: a service does not wait for a batch job; leave out mode."

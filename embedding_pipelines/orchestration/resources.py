@@ -12,7 +12,12 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr, ValidationError
 
-from embedding_pipelines.errors import BusyError, ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.errors import (
+    BusyError,
+    ConfigError,
+    EmbeddingPipelinesError,
+    faults_in_words,
+)
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.partitions import take_all_partitions
 from embedding_pipelines.orchestration.records import tag_machine
@@ -151,9 +156,7 @@ class ModelResource(dg.ConfigurableResource[Any]):
         try:
             return PipelineSpec.model_validate({**dict(spec), "model": model}).model
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()
-            )
+            problems = faults_in_words(error.errors(include_input=False))
             raise ConfigError(
                 f"The run's model for pipeline {spec.name!r} is wrong: {problems}. "
                 "Correct `resources: model: config:` in the launchpad."

@@ -6,7 +6,13 @@ from typing import Literal
 
 from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
-from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
+from embedding_pipelines.errors import (
+    BadInput,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+    faults_in_words,
+)
 from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.http import Meaning, RemoteModel, RemoteOptions
@@ -99,10 +105,9 @@ class TeiModel(RemoteModel, PromptModel):
         try:
             return Info.model_validate(reply)
         except ValidationError as error:
-            fault = error.errors()[0]
+            first = error.errors()[:1]
             raise Unreachable(
-                f"{self.where}: /info does not describe the model ({fault['loc'][0]}: "
-                f"{fault['msg']})."
+                f"{self.where}: /info does not describe the model ({faults_in_words(first)})."
             ) from error
 
 

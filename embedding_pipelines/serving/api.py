@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import logging
 import pkgutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -29,6 +29,7 @@ from embedding_pipelines.errors import (
     ReleaseError,
     TargetError,
     describe_os_error,
+    faults_in_words,
 )
 from embedding_pipelines.serving import routes
 from embedding_pipelines.serving.direct import Direct
@@ -149,8 +150,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    faults = list(map(_describe, error.errors()))
-    return error_reply(400, f"The request is wrong: {'; '.join(dict.fromkeys(faults))}.")
+    return error_reply(400, f"The request is wrong: {_describe(error.errors())}.")
 
 
 async def _on_os_error(request: Request, error: Exception) -> JSONResponse:
@@ -164,27 +164,17 @@ async def _on_fault(request: Request, error: Exception) -> JSONResponse:
     return error_reply(500, INTERNAL)
 
 
-def _describe(fault: Mapping[str, Any]) -> str:
-    """What is wrong, and where."""
-    location, kind = fault["loc"], fault["type"]
-    if kind == "json_invalid":
-        return f"the body is no JSON at character {location[-1]}: {fault['ctx']['error']}"
-    if location == ("body",) and kind == "model_attributes_type":
+def _describe(faults: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong, and where: `input[3]` of the body, `filter` of the query."""
+    first = faults[0]
+    if first["type"] == "json_invalid":
+        return f"the body is no JSON at character {first['loc'][-1]}: {first['ctx']['error']}"
+    if first["loc"] == ("body",) and first["type"] == "model_attributes_type":
         return (
             "the body is not an object of JSON, or not said to be. Send one, with the header "
             "`Content-Type: application/json`"
         )
-    return f"{_place(location)}: {fault['msg']}"
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """`input[3]` of a place in the body, `filter` of one in the query."""
-    text = ""
-    # Where one of several types is meant, its name stands between: `list[constrained-str]`.
-    parts = [part for part in location if "constrained-" not in str(part)]
-    for part in parts[1:] or parts:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+    return faults_in_words({**each, "loc": each["loc"][1:] or each["loc"]} for each in faults)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

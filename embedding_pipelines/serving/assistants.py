@@ -17,6 +17,7 @@ from embedding_pipelines.errors import (
     EmbeddingPipelinesError,
     PermissionsLostError,
     describe_os_error,
+    faults_in_words,
 )
 from embedding_pipelines.extras import need
 from embedding_pipelines.releases import find_released
@@ -161,11 +162,8 @@ def assistants_server(server: Server, principals: Principals = None) -> "MCPServ
 
 def _faults(tool: str, error: ValidationError) -> str:
     """What is wrong with a call's arguments, in a sentence."""
-    faults = [
-        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-        for fault in error.errors(include_url=False, include_input=False)
-    ]
-    return f"{tool} was called with other arguments than it takes: {'; '.join(faults)}."
+    faults = faults_in_words(error.errors(include_url=False))
+    return f"{tool} was called with other arguments than it takes: {faults}."
 
 
 def _brief(status: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from embedding_pipelines.errors import (
     SpaceMismatchError,
     StoreError,
     counted,
+    faults_in_words,
 )
 from embedding_pipelines.files import list_files, read_json, temporary_folder, write_json
 from embedding_pipelines.objects import is_uri, open_bucket
@@ -483,10 +484,9 @@ def _parse(data: bytes) -> Description:
     try:
         description = Description.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))[:120]
+        first = error.errors(include_input=False, include_url=False)[:1]
         raise BundleError(
-            f"{DESCRIPTION} is not as this version writes it: {place}: {first['msg'][:120]}. {REFUSED}"
+            f"{DESCRIPTION} is not as this version writes it: {faults_in_words(first)[:240]}. {REFUSED}"
         ) from None
     if not NAME.fullmatch(description.pipeline):
         raise BundleError(f"{DESCRIPTION} names no pipeline. {REFUSED}")

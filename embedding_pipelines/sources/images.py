@@ -20,7 +20,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from embedding_pipelines import images
-from embedding_pipelines.errors import SourceError, counted
+from embedding_pipelines.errors import SourceError, counted, fault_in_words
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.pool import Pool, ProcessDied
 from embedding_pipelines.schemas import digest
@@ -139,7 +139,7 @@ class Captions(BaseModel):
         except ValidationError as error:
             (first, *_) = error.errors()
             place = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise ValueError(f"{place}: {fault_in_words(first)}") from None
 
     @_named_as_captions()
     def files(self, home: Path) -> list[Input]:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from embedding_pipelines.errors import ConfigError, did_you_mean, nearest_name
+from embedding_pipelines.errors import ConfigError, did_you_mean, fault_in_words, nearest_name
 from embedding_pipelines.home import pipelines_folder
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
@@ -506,8 +506,6 @@ def _what(detail: ErrorDetails) -> str:
     place, value = detail["loc"], detail["input"]
     if kind == "missing" and place == ("source",):
         return "is missing; write `source: {kind: csv, path: …}` or `data_path: …`"
-    if kind == "missing":
-        return "is missing"
     if kind == "extra_forbidden":
         return f"is no option here{_near(str(place[-1]), _options(place[:-1]))}"
     if kind == "union_tag_invalid" or (kind == "literal_error" and place[-1] == "kind"):
@@ -521,18 +519,8 @@ def _what(detail: ErrorDetails) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         kinds = _kinds(place)
         return "needs options" + (f", such as {{{_tag(place)}: {kinds[0]}, …}}" if kinds else "")
-    messages = {
-        "tuple_type": "must be a list: [ … ]",
-        "string_type": "must be text; put it in quotes",
-        "int_parsing": f"must be a whole number, not {value!r}",
-        "int_type": "must be a whole number",
-        "int_from_float": f"must be a whole number, not {value!r}",
-        "bool_parsing": f"must be true or false, not {value!r}",
-        "bool_type": "must be true or false",
-        "greater_than_equal": f"must be {context.get('ge')} or more, not {value!r}",
-        "less_than_equal": f"must be {context.get('le')} or less, not {value!r}",
-    }
-    return messages.get(kind, detail["msg"].removeprefix("Value error, "))
+    words = fault_in_words(detail)
+    return f"{words}; put it in quotes" if kind == "string_type" else words
 
 
 def _near(word: str, names: list[str]) -> str:

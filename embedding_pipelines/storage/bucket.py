@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embedding_pipelines.errors import BucketError, ConfigError
+from embedding_pipelines.errors import BucketError, ConfigError, faults_in_words
 from embedding_pipelines.objects import RETRY_SECONDS, Bucket, is_uri, open_bucket, open_folder
 
 FILE_NAME = "warehouse.yaml"
@@ -59,8 +59,8 @@ def cache_rules(home: Path) -> CacheRules:
     try:
         return CacheRules.model_validate((_read(home) or {}).get("cache") or {})
     except ValidationError as error:
-        faults = "; ".join(
-            f"cache.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        faults = faults_in_words(
+            {**fault, "loc": ("cache", *fault["loc"])} for fault in error.errors()
         )
         raise ConfigError(f"{home / FILE_NAME}: {faults}. {EXAMPLE}") from None
 

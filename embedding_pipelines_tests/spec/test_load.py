@@ -430,7 +430,7 @@ BESIDE = {
         ["3: evaluation.label: 'topic' is no", "3: evaluation.require: 'x' is no metric that can be "
          "better or worse. 'y' is no metric", "evaluation.checks: 'z' is no check",
          "evaluation.may_lose: 3 is no share", "evaluation.qrels: qrels needs queries",
-         "budget.usd: must be 0.0 or more"],
+         "budget.usd: must be 0 or more"],
     ),
     "no source": (
         M + "evaluation: {label: topic}\npartitions: 0\n",

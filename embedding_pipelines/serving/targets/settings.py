@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import ConfigError, faults_in_words
 
 FILE_NAME = "deploy.yaml"
 Bucket = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]+(/[\w.-]+)*/?$")]
@@ -94,8 +94,5 @@ def _read(home: Path) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}"
-            for each in error.errors(include_input=False)
-        ]
-        raise ConfigError(f"{path}: {'; '.join(problems)}. Correct it.") from None
+        problems = faults_in_words(error.errors(include_input=False))
+        raise ConfigError(f"{path}: {problems}. Correct it.") from None

@@ -121,7 +121,7 @@ def test_the_same_server_finds_them(client: TestClient, name: str, field: str, m
         ("notes/documents", {"documents": [{"text": "x"}]}, 400, "the id column 'id' is empty"),
         ("notes/documents", {"documents": []}, 400, "documents"),
         ("notes/documents", {"documents": [3]}, 400, "documents[0]"),
-        ("notes/documents", {"document": [{}]}, 400, "document: Extra inputs"),
+        ("notes/documents", {"document": [{}]}, 400, "document: is no option here"),
         ("notes/documents/delete", {"ids": [""]}, 400, "ids[0]"),
         ("nots/documents", {"documents": [{"id": "a", "text": "x"}]}, 404, "no pipeline 'nots'"),
         ("..%2Fnotes/documents", {"documents": [{"id": "a", "text": "x"}]}, 404, ""),

@@ -240,9 +240,9 @@ def test_without_settings_it_says_what_to_write(here: Path) -> None:
     before = path.read_text()
     for text, words in (
         (None, "Write into it"),
-        ("sagemaker: {role: x}", "role: String should match"),
+        ("sagemaker: {role: x}", "role: must match"),
         ("a: [", "no YAML"),
-        ("[]", "valid dictionary"),
+        ("[]", "must be an object"),
     ):
         if text is None:
             path.unlink()
