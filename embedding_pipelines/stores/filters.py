@@ -22,6 +22,11 @@ COMPARISONS = {  # of a filter that is a mapping, in signs and in the usual word
 }  # fmt: skip
 
 
+OPERATORS = (  # those that a filter in words has
+    "= <> < <= > >=, IN, LIKE, ILIKE, BETWEEN, IS NULL, AND, OR, NOT, + - * /"
+)
+
+
 def store_filter(
     filter: str, schema: pa.Schema, columns: list[str], names: Mapping[str, str] | None = None
 ) -> str:
@@ -48,7 +53,7 @@ def filter_error(filter: str, schema: pa.Schema, columns: list[str], what: str) 
     sign = ">" if kind in ("int", "float", "date", "timestamp") else "="
     usual = f"{written_name(name)} {sign} {example}"
     return FilterError(
-        f"The filter {shown!r} cannot be used: {what} Columns: {fields}. "
+        f"The filter {shown!r} cannot be used: {what} Columns: {fields}. Operators: {OPERATORS}. "
         f'Example: "{condition.get(kind, usual)}".'
     )
 

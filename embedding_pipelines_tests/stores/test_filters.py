@@ -237,6 +237,7 @@ def test_a_wrong_filter_is_told_in_our_words(filter: str) -> None:
         store_filter(filter, SCHEMA, COLUMNS)
     words = str(caught.value)
     assert "Columns: text (text), brand (text), year (int)" in words
+    assert "Operators: = <> < <= > >=, IN, LIKE, ILIKE, BETWEEN, IS NULL, AND, OR, NOT" in words
     assert len(words) < 1_500
     assert words.count("size_width") == 1
 
