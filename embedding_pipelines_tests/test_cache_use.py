@@ -110,7 +110,7 @@ def test_the_command_shows_and_asks(
     said = command("cache", "--forget", "unused")
     assert said.code == 1
     assert "2,000 vectors of no pipeline, those of programs too. Say --yes" in said.err
-    assert command("cache", "--forget", "everything").code == 1
+    assert command("cache", "--forget", "everything").code == 2
     assert "Forgot 2,000 vectors: the file is " in command("cache", "--forget", "unused", "-y").out
     (result,) = command("cache", "--json").results
     assert result["used_by"][-1] == {"pipeline": None, "vectors": 0}

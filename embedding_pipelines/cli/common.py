@@ -49,11 +49,11 @@ HomeFolder = Annotated[
 
 
 def principals_of(names: list[str] | None, as_operator: bool) -> "Principals":
-    """For whom a command reads. Raises ConfigError for both at once."""
+    """For whom a command reads. Raises BadParameter for both at once."""
     from embedding_pipelines.access import OPERATOR
 
     if names and as_operator:
-        raise ConfigError("Say --as or --as-operator, not both.")
+        raise typer.BadParameter("say --as or --as-operator, not both.")
     return OPERATOR if as_operator else names
 
 
@@ -211,6 +211,16 @@ def _outcomes(
         yield Problem("Stopped. Nothing was changed.", code=INTERRUPTED)
 
 
+@contextlib.contextmanager
+def options() -> Iterator[None]:
+    """What is raised about options that are wrong whatever the pipeline is: then the command is wrong,
+    exit code 2."""
+    try:
+        yield
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def load_spec(text: str) -> "PipelineSpec":
     """The pipeline of a name or number; ConfigError if there is none or its file is broken."""
     from embedding_pipelines.spec.ids import find_name
@@ -225,10 +235,10 @@ def load_spec(text: str) -> "PipelineSpec":
     return find_pipeline(find_name(home_folder(), text), home_folder())
 
 
-def one_of(command: str, name: str | None, pipeline_id: str | None) -> str:
-    """The pipeline that is named as PIPELINE or by --pipeline-id. ConfigError for both or none."""
+def one_of(name: str | None, pipeline_id: str | None) -> str:
+    """The pipeline that is named as PIPELINE or by --pipeline-id. BadParameter for both or none."""
     if (name is None) == (pipeline_id is None):
-        raise ConfigError(f"{command}: name one pipeline, as PIPELINE or by --pipeline-id.")
+        raise typer.BadParameter("name one pipeline, as PIPELINE or by --pipeline-id.")
     return name or pipeline_id or ""
 
 

@@ -97,6 +97,12 @@ def show_comparison(comparison: "Comparison") -> None:
     if comparison.known_items:
         queries.append(f"{counted(comparison.known_items, 'known item')}")
     print_words(console, f"{comparison.pipeline}: {size}, {' and '.join(queries)}")
+    if 0 < comparison.sample_size < comparison.documents:
+        print_words(
+            console,
+            f"The sample is larger than --documents {comparison.sample_size:,}: the queries are about "
+            "all of these. Lower evaluation.known_items, or give fewer judgements, to take fewer.",
+        )
     print_table(console, [_quality(row) for row in comparison.models], cut=["model"])
     console.print()
     print_table(console, [_cost(row) for row in comparison.models], cut=["model"])

@@ -39,7 +39,7 @@ def deploy(
     from embedding_pipelines.serving.targets.deploy import deploy as give
     from embedding_pipelines.serving.wire import KEY_VARIABLE
 
-    name = one_of("deploy", name, pipeline_id)
+    name = one_of(name, pipeline_id)
     if server:
         yield from remote.deploy(server, name, endpoint)
         return
@@ -66,7 +66,7 @@ def undeploy(
     from embedding_pipelines.serving.targets.deploy import undeploy as remove
     from embedding_pipelines.serving.wire import KEY_VARIABLE
 
-    name = one_of("undeploy", name, pipeline_id)
+    name = one_of(name, pipeline_id)
     if server:
         yield from remote.undeploy(server, name, endpoint)
         return

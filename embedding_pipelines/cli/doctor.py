@@ -20,7 +20,7 @@ from embedding_pipelines.cli.common import (
 from embedding_pipelines.cli.terminal import TerminalProgress, make_console, print_words, say
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, describe_os_error
+from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_error
 
 if TYPE_CHECKING:
     from embedding_pipelines.doctor.examine import Finding
@@ -60,13 +60,14 @@ def doctor(
 
     if table is not None:
         if names or repair:
-            raise ConfigError("doctor --table: name no pipelines, and no --repair: it only looks.")
+            words = "`--table` only looks: name no pipelines, and leave --repair out."
+            raise typer.BadParameter(words)
         yield from _look_at(table)
         if models:
             yield from _compare_on(table, models)
         return
     if models:
-        raise ConfigError("doctor --model is for --table. For a pipeline there is `compare`.")
+        raise typer.BadParameter("`--model` is for --table. For a pipeline there is `compare`.")
     paths, problems = find_files(names)
     drafts = {path: read_draft(path) for path in paths}
     if repair:

@@ -19,6 +19,7 @@ from embedding_pipelines.cli.common import (
     ServerUrl,
     find_released,
     open_warehouse,
+    options,
     principals_of,
 )
 from embedding_pipelines.cli.terminal import (
@@ -31,6 +32,7 @@ from embedding_pipelines.cli.terminal import (
 )
 from embedding_pipelines.environment import home as home_folder
 
+MOST_HITS = 10_000  # as in `search`, which loads NumPy
 OTHERS = 2  # labels beside the one that won
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of Unix
 
@@ -59,7 +61,9 @@ def search(
         Path | None,
         typer.Option(metavar="FILE", help="Instead of a query: what is like this image."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=MOST_HITS, metavar="NUMBER", help="How many hits.")
+    ] = 10,
     filter: Annotated[
         str | None,
         typer.Option(
@@ -158,7 +162,10 @@ def classify(
         str | None,
         typer.Option(metavar="COLUMN", help="Metadata that labels (default: evaluation.label)."),
     ] = None,
-    k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many neighbours.")] = 10,
+    k: Annotated[
+        int,
+        typer.Option("-k", min=1, max=MOST_HITS, metavar="NUMBER", help="How many neighbours."),
+    ] = 10,
     principals: For = None,
     as_operator: AsOperator = False,
 ) -> Outcomes:
@@ -191,7 +198,7 @@ def clusters(
     name: Name,
     k: Annotated[
         int | None,
-        typer.Option("-k", metavar="NUMBER", help="How many; else what suits, 20 at most."),
+        typer.Option("-k", min=1, metavar="NUMBER", help="How many; else what suits, 20 at most."),
     ] = None,
     to: To = None,
     principals: For = None,
@@ -199,7 +206,11 @@ def clusters(
 ) -> Outcomes:
     """Show what the live table is about: clusters and their keywords."""
     from embedding_pipelines.explore.clusters import find_clusters
+    from embedding_pipelines.explore.table import check_file
 
+    with options():
+        if to:
+            check_file(to)
     reader = principals_of(principals, as_operator)
     result = find_clusters(home_folder(), find_released(name), k, to, reader)
     value = vars(result) | {"clusters": [asdict(entry) for entry in result.clusters], "file": to}
@@ -225,7 +236,8 @@ def clusters(
 def outliers(
     name: Name,
     number: Annotated[
-        int | None, typer.Option("-n", metavar="NUMBER", help="How many rows; 20 if not said.")
+        int | None,
+        typer.Option("-n", min=1, metavar="NUMBER", help="How many rows; 20 if not said."),
     ] = None,
     share: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Or which share of all rows, e.g. 0.01.")
@@ -238,11 +250,13 @@ def outliers(
 
     Scores are cosine distances to the 20th nearest neighbour.
     """
-    from embedding_pipelines.explore.outliers import find_outliers
+    from embedding_pipelines.explore.outliers import check_amount, find_outliers
     from embedding_pipelines.explore.table import check_file, write_rows
 
-    if to:
-        check_file(to)
+    with options():
+        check_amount(number, share)
+        if to:
+            check_file(to)
     reader = principals_of(principals, as_operator)
     result = find_outliers(home_folder(), find_released(name), number, share, reader)
     if to:

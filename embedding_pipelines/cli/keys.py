@@ -1,15 +1,18 @@
 """The command `keys`: who may use the server."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from embedding_pipelines.cli.common import Outcomes, Output
 from embedding_pipelines.cli.terminal import make_console, print_table, say
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
+
+LAST_IS_GONE = (
+    "No key is left. A server that runs goes on asking for one; started anew, it needs none."
+)
 
 app = typer.Typer()
 
@@ -20,9 +23,8 @@ def keys(
         str | None, typer.Option(metavar="NAME", help="Make a key, and show it this once.")
     ] = None,
     scope: Annotated[
-        str,
+        Literal["read", "write", "admin"],
         typer.Option(
-            metavar="SCOPE",
             help="read: embed and search. write: also documents, runs and optimize. admin: all.",
         ),
     ] = "read",
@@ -58,7 +60,7 @@ def keys(
     from embedding_pipelines.serving.auth import add_key, read_keys, remove_key
 
     if add and remove:
-        raise ConfigError("keys: say --add or --remove, not both.")
+        raise typer.BadParameter("say --add or --remove, not both.")
     if add:
         bound = principals or []
         token = add_key(home_folder(), add, scope, per_minute, bound, acts_for_others)
@@ -69,7 +71,8 @@ def keys(
         return
     if remove:
         remove_key(home_folder(), remove)
-        yield Output([{"removed": remove}], partial(say, f"{remove}: removed"))
+        lines = [f"{remove}: removed", *([] if read_keys(home_folder()) else [LAST_IS_GONE])]
+        yield Output([{"removed": remove}], partial(say, *lines))
         return
     rows = [key.model_dump(mode="json", exclude={"sha256"}) for key in read_keys(home_folder())]
     nothing = "There are no keys. `embedding-pipelines keys --add NAME --scope read` makes one."

@@ -15,7 +15,6 @@ from embedding_pipelines.cli.terminal import (
     say,
 )
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     from embedding_pipelines.migrate import MigrationStatus
@@ -61,8 +60,8 @@ def migrate(
     from embedding_pipelines.progress import Silent
 
     if (to is None) == (action == "start"):
-        raise ConfigError(
-            f"migrate: `start` needs --to MODEL, and nothing else takes it. Write `embedding-pipelines "
+        raise typer.BadParameter(
+            f"`start` needs --to MODEL, and nothing else takes it. Write `embedding-pipelines "
             f"migrate {name} start --to MODEL`."
         )
     spec = load_spec(name)

@@ -17,6 +17,7 @@ from embedding_pipelines.cli.common import (
     one_of,
     open_run,
     open_warehouse,
+    options,
 )
 from embedding_pipelines.cli.run import run_one
 from embedding_pipelines.cli.terminal import TerminalProgress, figure, make_console, print_table
@@ -66,14 +67,16 @@ def optimize(
     """
     from embedding_pipelines.optimize.optimize import Goal
 
-    name = one_of("optimize", name, pipeline_id)
+    name = one_of(name, pipeline_id)
     if server:
         yield from remote.optimize(server, name, method, dimensions, floor, max_ms)
         return
     spec = load_spec(name)
     floor = AUTO_FLOOR if floor is None and method == ["auto"] else floor
+    with options():
+        goal = Goal(tuple(method), dimensions, floor, max_ms)
     try:
-        yield from _optimize(spec, Goal(tuple(method), dimensions, floor, max_ms))
+        yield from _optimize(spec, goal)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The file of {spec.name!r} is as it was.") from None
 

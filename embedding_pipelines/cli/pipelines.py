@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ from embedding_pipelines.cli.terminal import (
     print_statistics,
     print_table,
     print_words,
+    printable,
     say,
 )
 from embedding_pipelines.environment import home as home_folder
@@ -72,26 +73,21 @@ app = typer.Typer()
 @app.command("list")
 def list_pipelines(
     filter: Annotated[
-        str,
-        typer.Option(
-            metavar="STATE",
-            help="Only those that are active, building, failed, deployed or archived.",
-            autocompletion=lambda: ["active", "building", "failed", "deployed", "archived", "all"],
-        ),
+        Literal["active", "building", "failed", "deployed", "archived", "all"],
+        typer.Option(help="Only those that are so."),
     ] = "all",
     server: ServerUrl = None,
 ) -> Outcomes:
     """List the pipelines, broken ones included."""
-    from embedding_pipelines.status import check_filter, list_status
+    from embedding_pipelines.status import list_status
 
-    word = check_filter(filter)
     if server:
-        rows = remote.rows(server, word)
+        rows = remote.rows(server, filter)
     else:
         every = list_status(home_folder())
-        rows = [row for row in every if word == "all" or word in row["states"]]
-    if rows or word != "all":
-        nothing = f"No pipeline is {word}."
+        rows = [row for row in every if filter == "all" or filter in row["states"]]
+    if rows or filter != "all":
+        nothing = f"No pipeline is {filter}."
     else:
         nothing = f"There are no pipelines on {server}." if server else no_pipelines()
     names = (*LIST_COLUMNS, "schedule", *NOTES, "problem", "states")
@@ -113,8 +109,8 @@ def _show_list(rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
         for name in notes:
             if row.get(name) and not (name == "source" and row.get("source_is_released")):
                 title, value = name.replace("_", " "), row[name]
-                words = ", ".join(value) if isinstance(value, list) else value
-                print_words(console, f"{row['pipeline']}: {title}: {words}")
+                words = printable(", ".join(value) if isinstance(value, list) else value)
+                print_words(console, f"{row['pipeline']}: {title}: {words}", indent="  ")
     if any(row["status"] == "broken" for row in rows):
         print("Run `embedding-pipelines validate` to see the errors.", file=sys.stderr)
 
@@ -222,14 +218,19 @@ def models() -> Outcomes:
             {
                 "alias": row["alias"],
                 "model": f"{row['provider']}:{row['model'] or ''}".rstrip(":"),
-                "dimensions": row["dimensions"],
+                "size": str(row["dimensions"] or "-"),
                 "context": row["context"],
                 "usd": row["usd_per_million"],
             }
             for row in rows
         ]
-        print_table(make_console(), table)
-        say(f"context in tokens; usd per million tokens, as of {day}; batch prices with --json.")
+        console = make_console()
+        print_table(console, table, cut=["model"])
+        print_words(
+            console,
+            f"size in dimensions; context in tokens; usd per million tokens, as of {day}; batch prices "
+            "with --json.",
+        )
         for row in rows:
             if row["retires"]:
                 say(f"{row['provider']}:{row['model']} retires on {row['retires']}.")

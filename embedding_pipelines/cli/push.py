@@ -21,7 +21,7 @@ from embedding_pipelines.cli.common import (
     open_warehouse,
 )
 from embedding_pipelines.cli.terminal import counted, say
-from embedding_pipelines.errors import ConfigError, DocumentError
+from embedding_pipelines.errors import DocumentError
 
 DOCUMENTS_AT_ONCE = 1_000  # of a file; each thousand is taken as a whole
 
@@ -52,7 +52,8 @@ def push(
     from embedding_pipelines.push import Pusher
 
     if file is None and not deleted and not withdrawn:
-        raise ConfigError("push: name a file of documents, or documents by --delete or --withdraw.")
+        words = "name a file of documents, or documents by --delete or --withdraw."
+        raise typer.BadParameter(words)
     spec = load_spec(name)
     with Pusher(spec, open_warehouse()) as pusher:
         if file is not None:

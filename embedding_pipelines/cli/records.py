@@ -4,7 +4,7 @@
 import sys
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,7 +39,7 @@ def _megabytes(size_bytes: int) -> str:
 @app.command()
 def rejected(
     name: Name,
-    number: Annotated[int, typer.Option("-n", metavar="NUMBER", help="How many.")] = 20,
+    number: Annotated[int, typer.Option("-n", min=1, metavar="NUMBER", help="How many.")] = 20,
 ) -> Outcomes:
     """Show the records and texts that could not be used, and why.
 
@@ -90,7 +90,7 @@ def delete(
     """
     from embedding_pipelines.delete import delete_pipeline, plan_deletion
 
-    name = one_of("delete", name, pipeline_id)
+    name = one_of(name, pipeline_id)
     if server:
         _confirm(yes, f"delete {name}", f"Delete {name} on {server}?")
         yield from remote.delete(server, name, keep_file)
@@ -142,7 +142,7 @@ def forget(
     from embedding_pipelines.remote import refresh
 
     if not ids and not sources:
-        raise ConfigError("forget: name documents by --id, or a source file by --source.")
+        raise typer.BadParameter("name documents by --id, or a source file by --source.")
     spec = load_spec(name)
     with open_run(spec) as run:
         files = [source_name(run, given) for given in sources or ()]
@@ -237,8 +237,7 @@ def clean(
 @app.command()
 def cache(
     forget: Annotated[
-        str | None,
-        typer.Option(metavar="UNUSED", help="Forget the vectors that no pipeline uses: `unused`."),
+        Literal["unused"] | None, typer.Option(help="Forget the vectors that no pipeline uses.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> Outcomes:
@@ -250,8 +249,6 @@ def cache(
     """
     from embedding_pipelines.cache_use import cache_use, forget_unused
 
-    if forget not in (None, "unused"):
-        raise ConfigError(f"cache --forget {forget}: say `--forget unused`.")
     use = cache_use(home_folder())
     rows = [{"pipeline": name, "vectors": count} for name, count in use.used_by.items()]
     rows.append({"pipeline": None, "vectors": use.unused})

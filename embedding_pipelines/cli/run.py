@@ -35,7 +35,7 @@ from embedding_pipelines.cli.terminal import (
 )
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.errors import EmbeddingPipelinesError
 
 if TYPE_CHECKING:
     from embedding_pipelines.plan import Plan
@@ -67,11 +67,14 @@ def run(
 
     if server:
         if re_embed or until or time_limit:
-            raise ConfigError("run --server takes no other option: a server runs a pipeline whole.")
+            words = "`--server` takes no other option: a server runs a pipeline whole."
+            raise typer.BadParameter(words)
         yield from remote.run(server, names)
         return
     if re_embed and not names:
-        raise ConfigError("run --re-embed: name the pipeline, since every text is paid for again.")
+        raise typer.BadParameter(
+            "`--re-embed`: name the pipeline, for every text is paid for again."
+        )
     share = _parse_share(until) if until else None
     deadline = time.monotonic() + _parse_seconds(time_limit) if time_limit else None
     specs, problems = load_specs(names)
@@ -146,18 +149,18 @@ def retry(name: Name) -> Outcomes:
 
 
 def _parse_share(text: str) -> float:
-    """Of 50%: 0.5. Raises ConfigError."""
+    """Of 50%: 0.5. Raises BadParameter."""
     match = re.fullmatch(r"(\d{1,2}(?:\.\d+)?) ?%", text.strip())
     if not match or not float(match[1]):
-        raise ConfigError(f"run --until: {text!r} is no share. Write one from 1% to 99%, as 50%.")
+        raise typer.BadParameter(f"`--until` is {text!r}: write a share from 1% to 99%, as 50%.")
     return float(match[1]) / 100
 
 
 def _parse_seconds(text: str) -> float:
-    """Of 30m: 1800. Raises ConfigError."""
+    """Of 30m: 1800. Raises BadParameter."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?([smh])", text.strip())
     if not match:
-        raise ConfigError(f"run --for: {text!r} is no time. Write seconds, minutes or hours: 30m.")
+        raise typer.BadParameter(f"`--for` is {text!r}: write seconds, minutes or hours, as 30m.")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
@@ -355,8 +358,8 @@ def release(
     `run` releases whatever passes. A broken table is never released.
     """
     if not force or not reason.strip():
-        raise ConfigError(
-            "release: `run` releases what passes its checks. To release what they hold back, give "
+        raise typer.BadParameter(
+            "`run` releases what passes its checks. To release what they hold back, give "
             "--force and --reason '…'; the release keeps the reason."
         )
     result, problem = run_one(load_spec(name), force_reason=reason.strip())

@@ -91,8 +91,8 @@ def serve(
 
     for place in output or ():
         if not is_uri(place):
-            raise ConfigError(
-                f"--output {place}: this is no bucket. Write a prefix as s3://bucket/folder/; folders "
+            raise typer.BadParameter(
+                f"`--output` is {place!r}, which is no bucket. Write a prefix as s3://bucket/folder/; folders "
                 "below the home need none."
             )
     keys = Keys(os.environ.get(KEY_VARIABLE), None if bundle else home_folder())

@@ -123,9 +123,10 @@ def words_of(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def print_words(console: Console, text: str, style: str = "") -> None:
-    """Sentences; a terminal breaks them between words, never within a path."""
-    lines = [_fold(console, line, "") for line in text.split("\n")]
+def print_words(console: Console, text: str, style: str = "", indent: str = "") -> None:
+    """Sentences; a terminal breaks them between words, never within a path. What follows a break
+    stands behind the indent."""
+    lines = [_fold(console, line, indent) for line in text.split("\n")]
     console.print("\n".join(lines), style=style, soft_wrap=True)
 
 
@@ -204,8 +205,9 @@ def print_rejected(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         line = f"{row['place']}: {row['reason']}"
         console.print(_fold(console, line, "    "), soft_wrap=True)
-        text = _fold(console, printable(row["content"]), "    ", EXCERPT_LINES)
-        console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
+        if content := printable(row["content"]):  # an image has no text
+            text = _fold(console, content, "    ", EXCERPT_LINES)
+            console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
 
 
 def print_hits(console: Console, result: "SearchResult | SearchAnswer") -> None:

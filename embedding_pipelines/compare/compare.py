@@ -69,6 +69,7 @@ class Comparison:
     all_chunks: int
     judged_queries: int
     known_items: int
+    sample_size: int = 0  # how many documents were to be taken; more, if the queries are about more
     models: list[ModelResult] = field(default_factory=list)
 
 
@@ -97,7 +98,7 @@ def compare_models(
         _require_usable(run, options)
     refresh(run.warehouse, run.spec.name)
     with copy_with_chunks(run) as copy:
-        return _compare(run, copy, every, take_sample(copy, documents))
+        return _compare(run, copy, every, take_sample(copy, documents), documents)
 
 
 def compare_table(
@@ -132,7 +133,7 @@ def compare_table(
                 all_chunks=rows.total,
                 all_tokens=round(sample.all_tokens * scale),
             )
-            return _compare(run, run, list(dict.fromkeys(models)), sample, stored)
+            return _compare(run, run, list(dict.fromkeys(models)), sample, documents, stored)
 
 
 def _compare(
@@ -140,6 +141,7 @@ def _compare(
     copy: Run,
     every: Sequence[ProviderOptions],
     sample: Sample,
+    sample_size: int,
     stored: Mapping[str, Vectors] | None = None,
 ) -> Comparison:
     """`copy` has the chunks; `stored`: vectors by document, of a table that nobody else knows."""
@@ -151,6 +153,7 @@ def _compare(
         all_chunks=sample.all_chunks,
         judged_queries=len(sample.judged_ids),
         known_items=len(sample.items),
+        sample_size=sample_size,
     )
     cache, values = EmbeddingCache(run.warehouse.cache), list[dict[str, dict[str, float]]]()
 

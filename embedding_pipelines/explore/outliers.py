@@ -44,6 +44,16 @@ class Outliers:
         return as_frame(self.table)
 
 
+def check_amount(number: int | None, share: float | None) -> None:
+    """ConfigError for an impossible number or share, and for both."""
+    if number is not None and share is not None:
+        raise ConfigError("Name the number of outliers or their share, not both.")
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"share is {share}; it must lie above 0 and be 1 at most.")
+    if number is not None and number < 1:
+        raise ConfigError(f"The number of outliers is {number}; it must be 1 at least.")
+
+
 def find_outliers(
     home: Path,
     name: str,
@@ -57,12 +67,7 @@ def find_outliers(
     REFERENCE_ROWS of them; of less than 41 rows, the middle one counts. Raises ReleaseError without
     a release, ConfigError for an impossible number or share, and for less than two rows.
     """
-    if number is not None and share is not None:
-        raise ConfigError("Name the number of outliers or their share, not both.")
-    if share is not None and not 0 < share <= 1:
-        raise ConfigError(f"share is {share}; it must lie above 0 and be 1 at most.")
-    if number is not None and number < 1:
-        raise ConfigError(f"The number of outliers is {number}; it must be 1 at least.")
+    check_amount(number, share)
     table = LiveTable(home, name, principals)
     total = table.rows
     if total < 2:

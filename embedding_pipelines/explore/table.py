@@ -154,7 +154,7 @@ class LiveTable:
 def check_file(path: Path) -> None:
     """ConfigError unless rows can be written to a file of this name."""
     if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{path}: name a file that ends in .csv or .parquet.")
+        raise ConfigError(f"Name a file that ends in .csv or .parquet, not {path}.")
 
 
 def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

@@ -26,6 +26,9 @@ def test_compare_shows_figures_costs_and_what_is_proven(
     [result] = command("compare", "tales", FEW, "--documents", "80", "--json").results
     assert [row["dimensions"] for row in result["models"]] == [256, 8]
     assert result["models"][1]["differences"]["known_item_mrr"]["high"] < 0
+    few = command("compare", "tales", FEW, "--documents", "10").out.splitlines()
+    assert few[0] == "tales: 40 of 300 documents, 40 known items"
+    assert few[1].startswith("The sample is larger than --documents 10: the queries are about all")
     assert Warehouse(home).comparison("tales").exists()  # for the report
     wrong = command("compare", "tales", "minlm")
     assert (wrong.code, wrong.out) == (1, "")

@@ -98,9 +98,7 @@ def test_export_tells_which_files_it_wrote(command: Command, built: Path, tmp_pa
     [
         (["clusters", "q"], 1, "There is no pipeline 'q'"),
         (["clusters", "p", "-k", "1000"], 1, "k is 1000; it must lie between 1 and"),
-        (["clusters", "p", "--to", "x.txt"], 1, "x.txt: name a file that ends in .csv or .parquet"),
-        (["outliers", "p", "-n", "1", "--share", "0.1"], 1, "not both"),
-        (["outliers", "p", "--to", "x.txt"], 1, "x.txt: name a file that ends in"),
+        (["outliers", "p", "--to", "x.txt"], 2, "Name a file that ends in .csv or"),
         (["export", "p", "--to", "nonsense"], 2, "nonsense"),
         (["export", "p"], 2, "--to"),
         (["export", "p", "--to", "npy", "--out", "/"], 1, "/ is there and is no export"),

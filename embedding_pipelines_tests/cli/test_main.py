@@ -318,7 +318,6 @@ def test_search_finds_the_nearest_first(command: Command, things: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["x", "-k", "0"], "k is 0; it must lie between 1 and 10000."),
         (["   "], "The query is empty"),
         (["x", "--filter", "colour = 'red'"], "The filter \"colour = 'red'\" cannot be used"),
         (["x", "--filter", "cat ="], "The filter 'cat =' cannot be used"),

@@ -126,7 +126,7 @@ def test_models_end_with_the_day_of_their_prices(command: Command, home: Path) -
     assert (said.code, said.err) == (0, "")
     assert heading.split()[:2] == ["alias", "model"]
     assert (
-        f"context in tokens; usd per million tokens, as of {day}; batch prices with --json."
+        f"size in dimensions; context in tokens; usd per million tokens, as of {day}; batch prices with --json."
         == lines[len(catalogue())]
     )
     assert lines[-1] == "gemini:gemini-embedding-001 retires on 2028-05-14."

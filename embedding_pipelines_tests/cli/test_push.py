@@ -65,4 +65,4 @@ def test_a_wrong_line_is_named(command: Command, tmp_path: Path) -> None:
     assert said.code == 1
     assert f"{path}:1002.text is nan" in said.err
     assert "The 1,000 documents up to line 1,000 are taken" in said.err
-    assert "name a file of documents" in command("push", "notes").err
+    assert "Name a file of documents" in command("push", "notes").err

@@ -186,7 +186,7 @@ def test_forget_asks_erases_and_says_what_it_looked_at(command: Command, home: P
     assert (
         "1 document and all releases but a new one. Say --yes to erase them for good." in said.err
     )
-    assert "name documents by --id, or a source file" in command("forget", "p", "-y").err
+    assert "Name documents by --id, or a source file" in command("forget", "p", "-y").err
     assert "no document '7'" in command("forget", "p", "--id", "7", "--yes").err
     said = command("forget", "p", "--id", "2", "--yes")
     assert (said.code, said.err) == (0, "")

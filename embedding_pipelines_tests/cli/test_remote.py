@@ -99,7 +99,7 @@ def test_what_the_server_refuses_is_an_error_in_its_words(
     said = command("undeploy", "9", "--server", server)
     assert (said.code, "There is no pipeline '9'" in said.err) == (1, True)
     said = command("run", "--re-embed", "x", "--server", server)
-    assert (said.code, "takes no other option" in said.err) == (1, True)
+    assert (said.code, "takes no other option" in said.err) == (2, True)
     monkeypatch.setenv("EMBEDDING_API_KEY", "wrong")
     said = command("list", "--server", server)
     assert (said.code, said.out) == (1, "")

@@ -85,10 +85,10 @@ def test_a_share_of_batch_jobs_is_refused(command: Command, home: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "remedy"),
     [
-        ("--until", "half", "Write one from 1% to 99%, as 50%"),
-        ("--until", "0%", "Write one"),
-        ("--until", "100%", "Write one"),
-        ("--for", "soon", "Write seconds, minutes or hours: 30m"),
+        ("--until", "half", "write a share from 1% to 99%, as 50%"),
+        ("--until", "0%", "write a share"),
+        ("--until", "100%", "write a share"),
+        ("--for", "soon", "write seconds, minutes or hours, as 30m"),
     ],
 )
 def test_a_share_or_a_time_that_is_none_is_told(
@@ -96,8 +96,8 @@ def test_a_share_or_a_time_that_is_none_is_told(
 ) -> None:
     write_pipeline(home, "p", PLAIN + UNMEASURED)
     said = command("run", "p", option, value)
-    assert said.code == 1
-    assert f"run {option}: '{value}' is no" in said.err
+    assert said.code == 2
+    assert f"`{option}` is '{value}': " in said.err
     assert remedy in said.err
 
 

@@ -23,7 +23,7 @@ def test_an_output_that_is_allowed_is_a_bucket(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended = Command(monkeypatch, capsys)("serve", "--output", "out/")
-    assert (ended.code, "--output out/: this is no bucket" in ended.err) == (1, True)
+    assert (ended.code, "`--output` is 'out/', which is no bucket." in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

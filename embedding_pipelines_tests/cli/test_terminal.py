@@ -14,6 +14,7 @@ from embedding_pipelines.cli.terminal import (
     counted,
     make_console,
     print_hits,
+    print_rejected,
     print_statistics,
     print_table,
     print_words,
@@ -215,6 +216,9 @@ def test_sentences_are_folded_on_a_terminal_line_by_line() -> None:
         "missing.",
         "b.yaml:2: is no YAML",
     ]
+    console, written = _console(width=24, force_terminal=True, color_system=None)
+    print_words(console, "p: last error: documents: no such file", indent="  ")
+    assert written.getvalue().splitlines() == ["p: last error:", "  documents: no such", "  file"]
     console, written = _console(width=24)
     print_words(console, "a sentence that is longer than a terminal")
     assert written.getvalue() == "a sentence that is longer than a terminal\n"
@@ -240,6 +244,15 @@ def test_a_hit_of_an_image_is_a_line_without_digests() -> None:
     assert len(rest) == 1
     print_hits(console, _result("A chair.", image="chair.png"))  # a column of a table of texts
     assert "image=chair.png" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_of_a_rejected_image_there_is_no_text_to_show() -> None:
+    console, written = _console()
+    row = {"place": "a.csv:2", "reason": "the id is missing", "content": ",red"}
+    image = {"place": "photos/b.png:1", "reason": "is no image", "content": ""}
+    print_rejected(console, [row, image, row])
+    lines = ["a.csv:2: the id is missing", "    ,red"]
+    assert written.getvalue().splitlines() == [*lines, "photos/b.png:1: is no image", *lines]
 
 
 def test_hits_in_a_pipe_are_whole() -> None:

@@ -255,4 +255,4 @@ def test_the_command_compares_models_on_the_table(
     _, comparison = command("doctor", *options, "--json").results
     assert [row["dimensions"] for row in comparison["models"]] == [64, 64]
     assert comparison["all_documents"] == 1_200
-    assert "doctor --model is for --table" in command("doctor", "--model", "minilm").err
+    assert "`--model` is for --table" in command("doctor", "--model", "minilm").err
