@@ -1,15 +1,9 @@
-"""The one read path: query → clean → embed as a query → ranking → SearchResult.
-
-Everything comes from the release, its model and its cleaning included; the pipeline file has no
-part in it.
-"""
+"""Searches of a live release, and of texts before the first one."""
 
 import functools
 import logging
-import sys
 import threading
 import time
-import types
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -920,101 +914,6 @@ def clean_query(spec: PipelineSpec, query: str, name: str) -> str:
     return text
 
 
-@overload
-def search(  # type: ignore[overload-overlap]
-    home: Path | str,
-    pipeline: str | int,
-    query: str | None = None,
-    k: int = 10,
-    filter: Filter | None = None,
-    *,
-    too_long: TooLong = "refuse",
-    mode: Mode | None = None,
-    rerank: str | None = None,
-    principals: Principals = None,
-    image: "ImageLike | None" = None,
-    like: str | Iterable[str] | None = None,
-) -> SearchResult: ...
-
-
-@overload
-def search(
-    home: Path | str,
-    pipeline: str | int,
-    query: "Iterable[str] | pd.Series | pd.DataFrame",
-    k: int = 10,
-    filter: Filter | None = None,
-    *,
-    too_long: TooLong = "refuse",
-    mode: Mode | None = None,
-    rerank: str | None = None,
-    principals: Principals = None,
-) -> SearchResults: ...
-
-
-def search(
-    home: Path | str,
-    pipeline: str | int,
-    query: "str | Iterable[str] | pd.Series | pd.DataFrame | None" = None,
-    k: int = 10,
-    filter: Filter | None = None,
-    *,
-    too_long: TooLong = "refuse",
-    mode: Mode | None = None,
-    rerank: str | None = None,
-    principals: Principals = None,
-    image: "ImageLike | None" = None,
-    like: str | Iterable[str] | None = None,
-) -> SearchResult | SearchResults:
-    """One query or many to a pipeline's live release; see `Searcher.search`. In place of a query
-    `image`, see `Searcher.search_image`, or `like`, the ids of documents, see `Searcher.search_like`.
-
-    One query by words is answered before the first release, too, from the texts as they are cut.
-    """
-    if [query is None, image is None, like is None].count(False) != 1:
-        raise ConfigError("Give one of: a query, image=, or like= with the ids of documents.")
-    if query is None and mode not in (None, "vector"):
-        raise ConfigError(f"mode is {mode!r}: images and documents are compared by vectors alone.")
-    warehouse = Warehouse(home)
-    if isinstance(query, str) and is_unreleased(warehouse, pipeline, mode):
-        return UnreleasedTexts(warehouse, pipeline).search(query, k, filter, principals)
-    with Searcher(home, pipeline) as searcher:
-        if like is not None:
-            return searcher.search_like(like, k, filter, principals=principals)
-        if query is None:
-            assert image is not None
-            return searcher.search_image(image, k, filter, principals=principals)
-        return searcher.search(
-            query, k, filter, too_long=too_long, mode=mode, rerank=rerank, principals=principals
-        )
-
-
-async def search_async(
-    home: Path | str,
-    pipeline: str | int,
-    query: Any = None,
-    k: int = 10,
-    filter: Filter | None = None,
-    *,
-    too_long: TooLong = "refuse",
-    mode: Mode | None = None,
-    rerank: str | None = None,
-    principals: Principals = None,
-    image: "ImageLike | None" = None,
-    like: str | Iterable[str] | None = None,
-) -> Any:
-    """As `search`, in a thread."""
-    import asyncio  # here, since a run without work imports this module
-
-    return await asyncio.to_thread(
-        functools.partial(
-            search, too_long=too_long, mode=mode, rerank=rerank, image=image, like=like
-        ),
-        *(home, pipeline, query, k, filter),
-        principals=principals,
-    )
-
-
 def check_k(k: int) -> None:
     """ConfigError unless a search can return so many hits."""
     if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= MAX_K:
@@ -1074,12 +973,3 @@ def _table_of(hits: Sequence[Hit], types: Mapping[str, str]) -> pa.Table:
         values = [hit.metadata.get(name) for hit in hits]
         columns[name] = pa.array(values, kind and TABLE_TYPES[kind])
     return pa.table(columns)
-
-
-class _CallableModule(types.ModuleType):
-    """`from embedding_pipelines import search` gives this module, and it is called."""
-
-    __call__ = staticmethod(search)
-
-
-sys.modules[__name__].__class__ = _CallableModule
