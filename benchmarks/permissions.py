@@ -61,7 +61,9 @@ def exact(vectors: Vectors, query: Vectors, visible: np.ndarray) -> float:
 def measure(home: Path) -> Iterator[dict[str, object]]:
     vectors = unit(load_vectors(home, "p", "stored", OPERATOR))
     with Searcher(home, "p") as searcher:
-        batches = searcher._table.scan(["document_id", "text"], version=searcher.release.version)
+        batches = searcher.rows.table.scan(
+            ["document_id", "text"], version=searcher.release.version
+        )
         rows = [
             pair
             for each in batches

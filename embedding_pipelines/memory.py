@@ -133,8 +133,10 @@ class MemoryIndex:
 
     def find_all(self, vectors: Vectors, k: int) -> list[Near] | None:
         """For each query float32[n, d] of the model's own space, the `k` nearest rows, with the
-        columns and scores that `ranking.nearest` gives, k <= MAX_K. None where the graph does not
-        lead to so many, as among hundreds of equal vectors."""
+        columns and scores that `ranking.nearest` gives. None for more than MAX_K, and where the
+        graph does not lead to so many, as among hundreds of equal vectors."""
+        if k > MAX_K:
+            return None
         numbers = unit(self._codec.encode(vectors).astype(np.float32, copy=False))
         size = len(self._graph)
         with self._searching:

@@ -27,7 +27,8 @@ from embedding_pipelines.access import (
 )
 from embedding_pipelines.errors import ConfigError, PermissionsError, PermissionsLostError
 from embedding_pipelines.push import Pusher
-from embedding_pipelines.search import Searcher, UnreleasedTexts, search
+from embedding_pipelines.search import Searcher, search
+from embedding_pipelines.search.unreleased import UnreleasedTexts
 from embedding_pipelines.spec.load import find_pipeline, parse_pipeline, read_draft
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.buckets import TestBucket

@@ -135,7 +135,7 @@ def test_what_was_forgotten_leaves_memory(built: Path) -> None:
         forget(run, ["id-7"], [])
     hits = searcher.search("animal7 runs in room2", 10, mode="vector").hits
     assert "id-7" not in [hit.document_id for hit in hits]
-    assert searcher._memory is None
+    assert searcher.rows.memory is None
 
 
 def test_searches_go_on_while_it_is_built(built: Path) -> None:
@@ -150,10 +150,10 @@ def test_searches_go_on_while_it_is_built(built: Path) -> None:
     builder.start()
     assert asked.wait(30)
     assert searcher.search("animal7 runs in room2", 1).hits[0].document_id == "id-7"
-    assert searcher._memory is None
+    assert searcher.rows.memory is None
     steps.release(1_000)
     builder.join(30)
-    assert searcher._memory is not None
+    assert searcher.rows.memory is not None
 
 
 def test_memory_is_what_the_machine_and_the_container_have(

@@ -111,7 +111,7 @@ def test_a_search_by_vectors_needs_one(built: Path) -> None:
     searcher = Searcher(Warehouse(built), "p")
     version = searcher.release.version
     with pytest.raises(ConfigError, match="needs the vector of its query"):
-        find(searcher._table, searcher.codec, Query("x"), 1, None, version, "hybrid")
+        find(searcher.rows.table, searcher.codec, Query("x"), 1, None, version, "hybrid")
 
 
 def test_a_release_without_the_index_is_read_and_says_what_to_do(built: Path) -> None:

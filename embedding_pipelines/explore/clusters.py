@@ -15,7 +15,7 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import LiveTable, check_file, write_rows
 from embedding_pipelines.metrics.clusters import FIT_ROWS, fit_clusters, keywords, label
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import as_frame
+from embedding_pipelines.search.results import as_frame
 from embedding_pipelines.vectors import to_matrix
 
 if TYPE_CHECKING:

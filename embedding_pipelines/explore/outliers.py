@@ -12,7 +12,7 @@ from embedding_pipelines.access import Principals
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import OWN_COLUMNS, LiveTable
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import as_frame
+from embedding_pipelines.search.results import as_frame
 from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from embedding_pipelines.files import replacing
 from embedding_pipelines.releases import find_released, live_release
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.schemas import CHUNK_COLUMNS, SPACE_ID_KEY, TABLE_TYPES, VECTOR
-from embedding_pipelines.search import as_frame
+from embedding_pipelines.search.results import as_frame
 from embedding_pipelines.storage.warehouse import Warehouse, write_table
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 

@@ -15,15 +15,9 @@ from embedding_pipelines.access import Principals
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.ranking import Filter
-from embedding_pipelines.search.searcher import (
-    Hit,
-    Searcher,
-    SearchResult,
-    SearchResults,
-    UnreleasedTexts,
-    as_frame,
-    is_unreleased,
-)
+from embedding_pipelines.search.results import Hit, SearchResult, SearchResults
+from embedding_pipelines.search.searcher import Searcher
+from embedding_pipelines.search.unreleased import UnreleasedTexts, is_unreleased
 from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -37,9 +31,6 @@ __all__ = [
     "SearchResult",
     "SearchResults",
     "Searcher",
-    "UnreleasedTexts",
-    "as_frame",
-    "is_unreleased",
     "search",
     "search_async",
 ]

@@ -102,7 +102,7 @@ async def search_pipeline(
     `rerank`: whether a cross-encoder orders the hits, None: as the pipeline says. Raises as
     `Searcher.search`, `ServedModel.embed` and `ServedReranker.score`, and ReleaseError without a
     release."""
-    from embedding_pipelines.search import is_unreleased
+    from embedding_pipelines.search.unreleased import is_unreleased
 
     served = (await server.served()).get(name)
     has_texts_alone = False

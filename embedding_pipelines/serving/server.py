@@ -49,7 +49,8 @@ from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from embedding_pipelines.search import Searcher, UnreleasedTexts
+    from embedding_pipelines.search import Searcher
+    from embedding_pipelines.search.unreleased import UnreleasedTexts
 
 log = logging.getLogger(__name__)
 
@@ -349,7 +350,7 @@ class Server:
     def unreleased(self, served: Served) -> "UnreleasedTexts":
         """The texts of a pipeline without a release, as they are cut now; to be called in a thread.
         Raises as `UnreleasedTexts`."""
-        from embedding_pipelines.search import UnreleasedTexts
+        from embedding_pipelines.search.unreleased import UnreleasedTexts
 
         chunks = self.warehouse.pipeline(served.name).chunks
         manifests = chunks.manifests(served.spec.partition_names)

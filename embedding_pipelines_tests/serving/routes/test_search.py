@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from fastapi.testclient import TestClient
 from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.inference.cross_encoder import CrossEncoder
-from embedding_pipelines.search import Searcher, is_unreleased, search
+from embedding_pipelines.search import Searcher, search, unreleased
+from embedding_pipelines.search.unreleased import is_unreleased
 from embedding_pipelines.serving.wire import (
     RELEASE_HEADER,
     SPACE_HEADER,
@@ -69,7 +69,7 @@ def test_what_may_open_a_model_or_ask_a_bucket_does_so_in_a_thread(
         in_loop.append(False)
         return is_unreleased(*arguments)
 
-    monkeypatch.setattr(sys.modules["embedding_pipelines.search"], "is_unreleased", look)
+    monkeypatch.setattr(unreleased, "is_unreleased", look)
     with client_of(tmp_path) as client:
         assert client.post("/search", json={"query": "fox", "mode": "text"}).status_code in (
             400,
@@ -300,7 +300,7 @@ def test_a_server_comes_to_answer_from_memory_and_answers_alike(hybrid: TestClie
     for mode in ("vector", "hybrid"):
         first = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
         server._memory.submit(int).result()  # after what was submitted before
-        assert server.searcher("things")._memory is not None
+        assert server.searcher("things").rows.memory is not None
         held = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
         assert [hit["chunk_id"] for hit in held] == [hit["chunk_id"] for hit in first]
         scores = [[hit["score"] for hit in hits] for hits in (held, first)]

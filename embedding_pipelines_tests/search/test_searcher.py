@@ -1,12 +1,10 @@
 """Search: the nearest first, from the live release alone, and readable refusals."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -14,7 +12,6 @@ from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import (
     CompressionError,
     ConfigError,
-    ReleaseError,
     SpaceMismatchError,
     StoreError,
 )
@@ -22,19 +19,16 @@ from embedding_pipelines.inference import cross_encoder
 from embedding_pipelines.ranking import nearest
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, search
-from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     copy_home,
     hashing,
-    run_of,
     run_steps,
     write_csv,
     write_pipeline,
 )
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
-from embedding_pipelines_tests.recording import Recording
 from embedding_pipelines_tests.stores.tables import add, build, fit_chain
 
 ROWS = [
@@ -233,7 +227,7 @@ def test_rescored_scores_are_cosines_and_in_their_order(rescored: Searcher) -> N
 
 
 def test_copies_are_kept_in_the_table_and_given_to_no_searcher(rescored: Searcher) -> None:
-    release, table = rescored.release, rescored._table
+    release, table = rescored.release, rescored.rows.table
     assert table.schema(release.version).field(RESCORING_VECTOR).type == pa.list_(pa.int8(), 64)
     assert rescored.search("animal7", 1).hits[0].metadata.keys() == {"Cat", "year"}
     vector = hashing().embed(["animal7"], "query").vectors[0]
@@ -289,132 +283,6 @@ def test_a_vector_of_another_shape_or_without_numbers_is_refused(
             nearest(table, codec, wrong, 1, None, table.version)
 
 
-TYPED = HASHING.replace(
-    "metadata: [cat]",
-    "metadata: {year: int, price: float, sold: bool, day: date, at: timestamp, query: string}",
-)
-
-
-@pytest.fixture(scope="module")
-def typed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline with metadata of every type, of which some is missing, and a column `query`."""
-    home = tmp_path_factory.mktemp("typed")
-    write_pipeline(home, "p", TYPED)
-    rows = [
-        ("a", "red fox", 1999, 1.5, "true", "2024-05-01", "2024-05-01T10:00:00Z", "q1"),
-        ("b", "red whale", "", "", "", "", "", ""),
-        ("c", "green tea", 2001, 2, "false", "2024-05-02", "2024-05-01T11:00:00Z", "q3"),
-    ]
-    write_csv(home, "a.csv", rows, "id,title,year,price,sold,day,at,query")
-    run_steps(home, "p")
-    return home
-
-
-@pytest.fixture
-def typed(home: Path, typed_once: Path) -> Searcher:
-    copy_home(typed_once, home)
-    return Searcher(Warehouse(home), "p")
-
-
-TYPES = {
-    "score": "float32",
-    "chunk_id": "str",
-    "document_id": "str",
-    "start": "Int64",
-    "end": "Int64",
-    "text": "str",
-    "year": "Int64",
-    "price": "float64",
-    "sold": "boolean",
-    "day": "datetime64[ms]",
-    "at": "datetime64[us, UTC]",
-}
-
-
-def test_a_result_is_a_table_with_a_row_for_each_hit(typed: Searcher) -> None:
-    result = typed.search("red fox", 3)
-    frame = result.to_pandas()
-    assert {name: str(kind) for name, kind in frame.dtypes.items()} == TYPES | {"query": "str"}
-    assert frame["document_id"].tolist() == [hit.document_id for hit in result.hits]
-    assert frame["score"].tolist() == pytest.approx([hit.score for hit in result.hits])
-    assert frame.loc[0, ["text", "year", "price", "sold"]].tolist() == ["red fox", 1999, 1.5, True]
-    assert frame.loc[0, "day"] == pd.Timestamp("2024-05-01")
-    assert frame.set_index("document_id").loc["b"].isna().sum() == 5
-    empty = typed.search("fox", 3, "year = 1").to_pandas()
-    assert empty.dtypes.to_dict() == frame.dtypes.to_dict()
-
-
-def test_many_queries_get_what_each_of_them_gets_alone(typed: Searcher) -> None:
-    queries = ["red  fox", "tea", "red fox", "a whale"]
-    many = typed.search_many(queries, 2, "year IS NULL OR year < 2001")
-    assert {name: str(kind) for name, kind in many.dtypes.items()} == {
-        "query": "str",
-        "rank": "int32",
-        **TYPES,
-        "metadata_query": "str",
-    }
-    for row, query in enumerate(queries):
-        alone = typed.search(query, 2, "year IS NULL OR year < 2001").to_pandas()
-        hits = many.loc[row]
-        assert hits["query"].tolist() == [query] * 2
-        assert hits["rank"].tolist() == [1, 2]
-        assert hits["chunk_id"].tolist() == alone["chunk_id"].tolist()
-        assert hits["score"].tolist() == pytest.approx(alone["score"].tolist(), abs=1e-5)
-        assert hits["text"].tolist() == alone["text"].tolist()
-
-
-def test_a_column_of_queries_keeps_its_index(typed: Searcher) -> None:
-    frame = pd.DataFrame({"asked": ["tea", "red fox"]}, index=["second", "first"])
-    many = typed.search_many(frame["asked"], 1)
-    assert many.index.tolist() == ["second", "first"]
-    joined = frame.join(many.drop(columns="query"))
-    assert joined["document_id"].to_dict() == {"second": "c", "first": "a"}
-
-
-def test_no_queries_and_no_hits_are_empty_tables_of_the_same_columns(typed: Searcher) -> None:
-    full = typed.search_many(["fox"], 1)
-    for empty in (typed.search_many([]), typed.search_many(["fox"], 1, "year = 1")):
-        assert len(empty) == 0
-        assert empty.dtypes.astype(str).to_dict() == full.dtypes.astype(str).to_dict()
-
-
-def test_many_queries_are_embedded_in_few_calls_and_once(typed: Searcher) -> None:
-    recording = Recording(hashing())
-    typed.model = recording
-    queries = [f"fox {number % 50}" for number in range(120)]
-    typed.search_many(queries, 1)
-    assert sorted(recording.texts) == sorted(set(queries))
-    assert len(recording.calls) == 1
-    typed.search_many(queries, 1)
-    assert len(recording.calls) == 1
-
-
-def test_what_no_query_can_be_is_refused_before_anything_is_embedded(typed: Searcher) -> None:
-    recording = Recording(hashing())
-    typed.model = recording
-    missing = pd.Series(["tea", None])
-    for queries, k, words in (
-        (["tea", " \x00"], 1, r"queries\[1\] is empty after cleaning"),
-        (missing, 1, r"queries\[1\] is nan, not a text"),
-        ("tea", 1, "queries is one str: give a list"),
-        (missing.to_frame("a").assign(b=1), 1, "the columns a, b. Give the one with the queries"),
-        (3, 1, "The query is 3. Give a text"),
-        (["tea"], 0, "k is 0"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            typed.search_many(queries, k)
-    typed.model = Recording(hashing(max_tokens=100))
-    with pytest.raises(SpaceMismatchError, match="embedding-pipelines run p"):
-        typed.search_many(["tea"])
-    assert recording.texts == typed.model.texts == []
-
-
-@pytest.mark.parametrize("query", [{"fox": 1}, b"fox", 5, None])
-def test_what_holds_no_texts_is_refused(typed: Searcher, query: Any) -> None:
-    with pytest.raises(ConfigError, match="Give a text, a list of texts, or a column"):
-        typed.search(query)
-
-
 def test_a_pipeline_has_a_number_and_one_that_there_is_not_is_told(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     write_csv(home, "a.csv", ROWS, "id,title,Cat,year")
@@ -426,16 +294,6 @@ def test_a_pipeline_has_a_number_and_one_that_there_is_not_is_told(home: Path) -
         search(home / "elsewhere", "p", "fox")
     with pytest.raises(ConfigError, match="No pipeline has the number 7: 1 is 'p'"):
         search(home, "7", "fox")
-
-
-def test_without_pandas_the_extra_is_named(
-    typed: Searcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = typed.search("tea")
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    for ask in (result.to_pandas, lambda: typed.search_many(["tea"])):
-        with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[explore\]'"):
-            ask()
 
 
 MINE = """\
@@ -476,31 +334,3 @@ def test_one_process_serves_two_homes_at_once(
                     assert (hit.document_id, hit.score) == (f"{home.name}-{size}", 1.0)
         assert one.release.space != other.release.space
     assert search(homes[1], "p", "zzzz", 1).hits[0].document_id == "other-4"
-
-
-def test_texts_are_searchable_by_words_as_soon_as_they_are_cut(home: Path) -> None:
-    """No vector exists and nothing is written; the first release then answers."""
-    write_pipeline(home, "p", PIPELINE)
-    write_csv(home, "a.csv", ROWS, "id,title,Cat,year")
-    with pytest.raises(ReleaseError, match="has no release yet"):
-        search(home, "p", "animal7", mode="text")
-    with run_of(home, "p") as run:
-        for step in steps_of(run.spec)[:2]:
-            list(step.work(run, run.spec.partition_names))
-    before = sorted(path for path in home.rglob("*"))
-    result = search(home, "p", "rooms animal7", 3, mode="text")
-    assert sorted(path for path in home.rglob("*")) == before
-    assert (result.release, result.mode, result.hits[0].document_id) == (0, "text", "id-7")
-    assert result.hits[0].metadata == {"Cat": "odd", "year": 7}
-    assert "'p' has no release yet" in result.notes[0]
-    assert "4 of 4 partitions" in result.notes[0]
-    assert result.to_pandas()["year"][0] == 7
-    few = search(home, "p", "animal7 animal8", 3, {"Cat": "even"}, mode="text")
-    assert [hit.document_id for hit in few.hits] == ["id-8"]
-    with pytest.raises(StoreError, match="cannot be used"):
-        search(home, "p", "x", 3, "year =", mode="text")
-    for mode in (None, "vector", "hybrid"):
-        with pytest.raises(ReleaseError, match="has no release yet"):
-            search(home, "p", "animal7", mode=mode)  # type: ignore[call-overload]
-    run_steps(home, "p")
-    assert search(home, "p", "animal7", mode="text").release == 1
