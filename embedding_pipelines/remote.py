@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
-from embedding_pipelines.echoes import forget_echoes
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.refill import file_vectors
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
@@ -302,6 +301,9 @@ class Remote:
             self.generations.download(
                 {self.warehouse.root / name: entry for name, entry in lists.items()}
             )
+            # Here, since each search imports this module, and has none to forget without a bucket.
+            from embedding_pipelines.echoes import forget_echoes
+
             forget_echoes(self.warehouse, self.name, read_forgotten(path))
 
     def _has_folder(self, paths: Iterable[str]) -> bool:
