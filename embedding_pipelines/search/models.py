@@ -75,9 +75,9 @@ class QueryModel:
         queries = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
         return queries, [*readable.notes, *notes]
 
-    def embed_image(self, release: Release, image: "ImageLike") -> tuple[str, Vectors]:
-        """The name of an image and its vector. Raises ConfigError for a model that takes texts alone
-        and for what is no image."""
+    def embed_image(self, release: Release, image: "ImageLike") -> tuple[str, Query, list[str]]:
+        """The name of an image and the query that it is. Raises ConfigError for a model that takes
+        texts alone and for what is no image."""
         model = self.model
         if not model.options.takes_images:
             raise ConfigError(
@@ -93,7 +93,9 @@ class QueryModel:
             text = str(words).removesuffix(".")
             raise ConfigError(f"The image{name} cannot be searched for: {text}.") from error
         vectors = model.embed_images(prepare_image(pixels, model.resize)[None])
-        return name, check_reply(vectors, [name], model.space)[0]
+        vector = check_reply(vectors, [name], model.space)[0]
+        vector, notes = self.to_table(release, vector, model.space)
+        return name, Query("", vector), notes
 
     def to_table(
         self, release: Release, vectors: Vectors, space: Space

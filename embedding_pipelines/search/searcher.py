@@ -227,8 +227,8 @@ class Searcher:
         `search`.
         """
         search = self._search(k, filter, principals)
-        name, vector = self._queries.embed_image(self.release, image)
-        return self._find(Query("", vector), name, search, self._doubts)
+        name, query, notes = self._queries.embed_image(self.release, image)
+        return self._find(query, name, search, [*self._doubts, *notes])
 
     def search_like(
         self,
