@@ -72,13 +72,13 @@ def fault_in_words(fault: Mapping[str, Any]) -> str:
         return "must not be empty" if least == 1 else f"must have {least:,} {unit} or more"
     if most is not None:
         return f"must have {most:,} {unit} at most"
-    words = {
+    sentences = {
         "missing": "is missing",
         "extra_forbidden": "is no option here",
         "literal_error": f"must be {context.get('expected')}{value}",
     }
     message: str = fault["msg"].removeprefix("Value error, ")
-    return words.get(kind, re.sub(r"^\w+ should ", "must ", message))
+    return sentences.get(kind, re.sub(r"^\w+ should ", "must ", message))
 
 
 def _shortened(value: Any) -> str:

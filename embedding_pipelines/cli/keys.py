@@ -64,10 +64,9 @@ def keys(
     if add:
         bound = principals or []
         token = add_key(home_folder(), add, scope, per_minute, bound, acts_for_others)
-        lines = (f"{add}, {scope}:", token, "It is not shown again.")
         whom = {"principals": bound, "acts_for_others": acts_for_others}
         result = {"name": add, "scope": scope, "key": token, **whom}
-        yield Output([result], partial(say, *lines))
+        yield Output([result], partial(say, f"{add}, {scope}:", token, "It is not shown again."))
         return
     if remove:
         remove_key(home_folder(), remove)
