@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from embedding_pipelines import __version__, cli
 from embedding_pipelines.cli.common import HomeFolder, Problem, set_home, with_json
 from embedding_pipelines.cli.streams import prepare_streams
+from embedding_pipelines.cli.terminal import printed_warnings
 from embedding_pipelines.cli.usage import PROGRAM, describe
 
 WITHOUT_COMMANDS = {"main", "common", "remote", "streams", "terminal", "usage"}
@@ -75,7 +76,8 @@ def main() -> None:
     gc.set_threshold(100_000)
     descriptors = prepare_streams()
     try:
-        raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))
+        with printed_warnings():
+            raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))
     except TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message(), file=sys.stderr)

@@ -4,11 +4,13 @@ Bars and short lines on a terminal; in a pipe plain lines, nothing cut and nothi
 stands in a user's data is shown as it is: no markup, no emoji codes, no control characters.
 """
 
+import contextlib
+import logging
 import re
 import sys
 import textwrap
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -125,9 +127,30 @@ def words_of(seconds: float) -> str:
 
 def print_words(console: Console, text: str, style: str = "", indent: str = "") -> None:
     """Sentences; a terminal breaks them between words, never within a path. What follows a break
-    stands behind the indent."""
-    lines = [_fold(console, line, indent) for line in text.split("\n")]
+    stands behind the indent, or as far in as its line does."""
+    lines = []
+    for line in text.split("\n"):
+        own = line[: len(line) - len(line.lstrip())]
+        lines.append(own + _fold(console, line.lstrip(), own or indent))
     console.print("\n".join(lines), style=style, soft_wrap=True)
+
+
+class _Warnings(logging.Handler):
+    """Shows records as sentences on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_words(make_console(stderr=True), self.format(record))
+
+
+@contextlib.contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Meanwhile warnings that nobody else handles are lines for people: Python's own way breaks
+    none."""
+    before, logging.lastResort = logging.lastResort, _Warnings(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.lastResort = before
 
 
 def say(*lines: str) -> None:
@@ -142,13 +165,16 @@ def print_table(
     faint: Collection[int] = (),
 ) -> None:
     """Rows of equal keys below a heading, a line each. On a terminal the texts of the columns `cut`
-    (by default the last) are cut where a line would not fit; ids and figures stay whole. The rows
-    with the numbers `faint` are grey."""
-    cut = cut or list(rows[0])[-1:]
-    columns = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
+    (by default the last) are cut where a line would not fit, and left out, the first of several
+    first, where it would not fit even so; ids and figures stay whole. The rows with the numbers
+    `faint` are grey."""
+    cut = [*cut] or list(rows[0])[-1:]
+    widths = _widths(rows)
+    while len(cut) > 1 and _excess(console, _narrowest(widths, cut)) > 0:
+        del widths[cut.pop(0)]
+    columns = {name: [_cell(row[name]) for row in rows] for name in widths}
     is_figure = {name: all(map(FIGURE.fullmatch, cells)) for name, cells in columns.items()}
     titles = {name: name.replace("_", " ") for name in columns}
-    widths = _widths(rows)
     excess = _excess(console, widths)
     texts = [name for name in cut if not is_figure[name]]
     while excess > 0 and (name := max(texts, key=widths.__getitem__, default="")):
@@ -177,6 +203,11 @@ def _widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         name: max(map(cell_len, (name.replace("_", " "), *(_cell(row[name]) for row in rows))))
         for name in rows[0]
     }
+
+
+def _narrowest(widths: Mapping[str, int], cut: Collection[str]) -> dict[str, int]:
+    """The widths where these columns are cut as far as they may be."""
+    return {name: min(width, CUT_WIDTH) if name in cut else width for name, width in widths.items()}
 
 
 def _excess(console: Console, widths: Mapping[str, int]) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.catalogue import catalogue
+from embedding_pipelines.cli import pipelines
+from embedding_pipelines.cli.terminal import make_console
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.providers.common.prices import PRICES_OF
@@ -119,7 +121,9 @@ def test_a_pipeline_that_is_being_run_is_not_planned(command: Command, home: Pat
     assert command("plan", "notes").code == 0
 
 
-def test_models_end_with_the_day_of_their_prices(command: Command, home: Path) -> None:
+def test_models_end_with_the_day_of_their_prices(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = command("models")
     heading, *lines = said.out.splitlines()
     day = PRICES_OF.isoformat()
@@ -130,6 +134,11 @@ def test_models_end_with_the_day_of_their_prices(command: Command, home: Path) -
         == lines[len(catalogue())]
     )
     assert lines[-1] == "gemini:gemini-embedding-001 retires on 2028-05-14."
+    terminal = make_console(force_terminal=True, color_system=None, width=80)
+    monkeypatch.setattr(pipelines, "make_console", lambda: terminal)
+    on_terminal = command("models").out.splitlines()
+    assert max(map(len, on_terminal)) <= 80
+    assert "…" not in "".join(on_terminal)  # names are whole
     assert command("models", "--json").results == [
         row | {"prices_are_of": day} for row in catalogue()
     ]

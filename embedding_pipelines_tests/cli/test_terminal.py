@@ -1,6 +1,7 @@
 """What the command line shows, on terminals wide and narrow and in a pipe."""
 
 import io
+import logging
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from embedding_pipelines.cli.terminal import (
     print_table,
     print_words,
     printable,
+    printed_warnings,
     sentence,
 )
 from embedding_pipelines.progress import StepReport
@@ -219,6 +221,13 @@ def test_sentences_are_folded_on_a_terminal_line_by_line() -> None:
     console, written = _console(width=24, force_terminal=True, color_system=None)
     print_words(console, "p: last error: documents: no such file", indent="  ")
     assert written.getvalue().splitlines() == ["p: last error:", "  documents: no such", "  file"]
+    console, written = _console(width=24, force_terminal=True, color_system=None)
+    print_words(console, "it failed:\n  http://127.0.0.1:9/info cannot be reached")
+    assert written.getvalue().splitlines() == [
+        "it failed:",
+        "  http://127.0.0.1:9/info",
+        "  cannot be reached",
+    ]
     console, written = _console(width=24)
     print_words(console, "a sentence that is longer than a terminal")
     assert written.getvalue() == "a sentence that is longer than a terminal\n"
@@ -244,6 +253,47 @@ def test_a_hit_of_an_image_is_a_line_without_digests() -> None:
     assert len(rest) == 1
     print_hits(console, _result("A chair.", image="chair.png"))  # a column of a table of texts
     assert "image=chair.png" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_warnings_that_nobody_handles_are_folded_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = logging.LogRecord(
+        "any", logging.WARNING, "", 0, "%s has no index: %s", ("p", "x " * 50), None
+    )
+    before = logging.lastResort
+    with printed_warnings():
+        assert logging.lastResort is not None
+        logging.lastResort.handle(record)
+        assert capsys.readouterr() == ("", f"p has no index: {'x ' * 50}\n")
+        console = make_console(stderr=True, force_terminal=True, color_system=None, width=80)
+        monkeypatch.setattr(terminal, "make_console", lambda **_: console)
+        logging.lastResort.handle(record)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 2
+        assert max(map(len, lines)) < 80
+    assert logging.lastResort is before
+
+
+def test_a_table_that_does_not_fit_with_cut_texts_is_without_the_first_of_them() -> None:
+    rows = [
+        {
+            "overlap": "0.10",
+            "document": "d" * 44,
+            "text": "t" * 99,
+            "added": "a" * 99,
+            "removed": "r" * 9,
+        }
+    ]
+    console, written = _console(force_terminal=True, color_system=None)
+    print_table(console, rows, cut=("text", "added", "removed"))
+    heading, line = written.getvalue().splitlines()
+    assert heading.split() == ["overlap", "document", "added", "removed"]
+    assert len(line) <= 80
+    assert line.split() == ["0.10", "d" * 44, "a" * 13 + "…", "r" * 9]
+    console, written = _console()  # in a pipe all is there
+    print_table(console, rows, cut=("text", "added", "removed"))
+    assert "t" * 99 in written.getvalue()
 
 
 def test_of_a_rejected_image_there_is_no_text_to_show() -> None:
