@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from embedding_pipelines.cli.common import Outcomes, Output
-from embedding_pipelines.cli.terminal import make_console, print_table, say
+from embedding_pipelines.cli.terminal import make_console, print_table, print_words, say
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.extras import need
 
 LAST_IS_GONE = (
-    "No key is left. A server that runs goes on asking for one; started anew, it needs none."
+    "\nNo key is left. A server that runs goes on asking for one; started anew, it needs none."
 )
 
 app = typer.Typer()
@@ -70,8 +70,8 @@ def keys(
         return
     if remove:
         remove_key(home_folder(), remove)
-        lines = [f"{remove}: removed", *([] if read_keys(home_folder()) else [LAST_IS_GONE])]
-        yield Output([{"removed": remove}], partial(say, *lines))
+        words = f"{remove}: removed{'' if read_keys(home_folder()) else LAST_IS_GONE}"
+        yield Output([{"removed": remove}], partial(print_words, make_console(), words))
         return
     rows = [key.model_dump(mode="json", exclude={"sha256"}) for key in read_keys(home_folder())]
     nothing = "There are no keys. `embedding-pipelines keys --add NAME --scope read` makes one."

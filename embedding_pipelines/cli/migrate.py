@@ -70,7 +70,8 @@ def migrate(
         spec = core.start(home_folder(), spec.name, to)
         words = f"{spec.name}: the file names the new model. `embedding-pipelines run {spec.name}` "
         words += "fills its line beside the old one."
-        yield Output([{"pipeline": spec.name, "started": True}], partial(say, words))
+        show = partial(print_words, make_console(), words)
+        yield Output([{"pipeline": spec.name, "started": True}], show)
         return
     if action in ("abort", "finish"):
         end = core.abort if action == "abort" else core.finish
@@ -100,7 +101,8 @@ def migrate(
                 f"{bridge.kind}, fitted to {bridge.pairs:,} texts, {bridge.embedded:,} embedded"
             )
             how = f"To search by it: embedding-pipelines search {spec.name} '…' --bridge"
-            yield Output([asdict(bridge)], partial(say, words, how))
+            show = partial(print_words, make_console(), f"{words}\n{how}")
+            yield Output([asdict(bridge)], show)
             return
         status = core.status(run)
     yield Output([asdict(status)], lambda: _show(status))

@@ -177,7 +177,7 @@ def validate(names: Files = None) -> Outcomes:
         else:
             result = {"pipeline": path.stem, "valid": True, "doubts": doubts}
             words = "\n".join([f"{path.stem}: valid", *doubts])
-            yield Output([result], partial(say, words))
+            yield Output([result], partial(print_words, make_console(), words))
     yield from problems
 
 
