@@ -7,7 +7,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 STORAGES = ("storage", "run_storage", "event_log_storage")  # in dagster.yaml, by Dagster's names
-NO_DAEMON = "none: no Dagster daemon runs; start one with `dagster dev`"
+NO_DAEMON = (
+    "none: no Dagster daemon runs; in the home folder, `DAGSTER_HOME=$PWD/data/warehouse/dagster "
+    "dagster dev -m embedding_pipelines.definitions` starts one"
+)
 ALIVE = timedelta(minutes=2)  # since a daemon's last heartbeat, of which there is one in 30 s
 
 
