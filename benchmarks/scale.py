@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +37,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 FILE_ROWS = 100_000
 PARTITION_ROWS, PARTITIONS = 62_500, (16, 256)
-WORDS, VOCABULARY = 12, 20_000
+LEVELS, CHOICE = (16, 160, 1_600, 16_000), 5  # fields to themes, and words of each
 STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release")
 FOLDERS = {
     "documents": ("pipelines/p/documents",),
@@ -65,8 +66,7 @@ def write_corpus(home: Path, chunks: int, changes: int) -> None:
         if changes == 1 and start:
             break
         count = min(FILE_ROWS, chunks - start)
-        words = np.random.default_rng(start).integers(0, VOCABULARY, (count, WORDS))
-        texts = [" ".join(map("w{:x}".format, row)) for row in words.tolist()]
+        texts = [" ".join(map("w{:x}".format, row)) for row in _words(start, count).tolist()]
         if changes and not start:
             texts[::step] = [f"{text} more" for text in texts[::step]]
         if changes == 2:
@@ -74,6 +74,20 @@ def write_corpus(home: Path, chunks: int, changes: int) -> None:
         ids = [f"d{start + row}" for row in range(count)]
         table = pa.table({"id": ids, "text": texts})
         pq.write_table(table, home / "data" / f"{start // FILE_ROWS:06d}.parquet")
+
+
+def _words(seed: int, count: int) -> NDArray[np.int64]:
+    """int64[count, WORDS]: three words each of a document's field, subject, topic and theme, as texts
+    have them. Of words that know no topic the ten nearest lie all over an index, as no corpus has it."""
+    generator = np.random.default_rng(seed)
+    themes = generator.integers(0, LEVELS[-1], (count, 1))
+    words = [
+        (themes // (LEVELS[-1] // groups) * CHOICE + generator.integers(0, CHOICE, (count, 3)))
+        * len(LEVELS)
+        + level
+        for level, groups in enumerate(LEVELS)
+    ]
+    return np.concatenate(words, axis=1)
 
 
 def work(home: Path, name: str) -> None:

@@ -48,6 +48,9 @@ FEW_PARTITIONS = 7
 SORTED_BATCHES = (
     128  # of a table's rows, 4,096 each, that are in memory while they are sorted: 30 MB
 )
+INDEX_MEMORY = (
+    256 << 20
+)  # bytes; of sq 700,000 rows of 384, so that checks do not grow with the table
 SAMPLE_BYTES = 8 << 20  # of the table that a run without work compares: 3 ms
 CHECKSUM = "vector_checksum"
 CONTENT = ("chunk_digest", CHECKSUM)  # what tells whether a row has changed
@@ -190,7 +193,7 @@ def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
         parts.append(fingerprint(labels))
     content = digest(*(part.encode() for part in parts)).hex()
     name = _in_use(run, f"{run.spec.name}-{content[:12]}")
-    return run.spec.store.table(run.warehouse.tables, name), name
+    return run.spec.store.table(run.warehouse.tables, name, INDEX_MEMORY), name
 
 
 def _in_use(run: Run, name: str) -> str:

@@ -24,13 +24,18 @@ import pyarrow as pa
 from embedding_pipelines.errors import StoreError
 
 if TYPE_CHECKING:
-    from lancedb._lancedb import Connection
+    from lancedb._lancedb import Connection, Session
 
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
 # The compiled module ends in a panic if it is loaded twice; sys.modules belong to the process.
 IMPORTING = threading.RLock()
+# What Lance reads ahead of whoever takes the rows, 2 GB by its own default. An exact search of
+# 1,000,000 x 384 float16: 926 MB with that and 544 with this, 2.6 s either way; its index trained:
+# 1,108 MB and 877.
+READ_AHEAD_BYTES = 32 << 20
+METADATA_BYTES = 64 << 20  # of tables' files, beside their indices
 
 
 def part(name: str) -> Any:
@@ -41,8 +46,9 @@ def part(name: str) -> Any:
         return sys.modules[full]
     with IMPORTING:
         if full not in sys.modules:
-            # LanceDB reads this when it is loaded; its warnings are about index internals.
+            # LanceDB reads these when it is loaded; its warnings are about index internals.
             os.environ.setdefault("LANCEDB_LOG", "error")
+            os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(READ_AHEAD_BYTES))
             package = importlib.util.find_spec("lancedb")
             spec = package and PathFinder.find_spec(full, package.submodule_search_locations)
             if not spec or not spec.loader:
@@ -53,13 +59,21 @@ def part(name: str) -> Any:
         return sys.modules[full]
 
 
-async def connect(folder: str, consistency_seconds: float | None = None) -> "Connection":
+async def connect(
+    folder: str, consistency_seconds: float | None = None, session: "Session | None" = None
+) -> "Connection":
     """A connection to what `address` says; `consistency_seconds` as lancedb's
     `read_consistency_interval`."""
     connection: Connection = await part("_lancedb").connect(
-        folder, None, None, None, None, consistency_seconds, None, None, None
+        folder, None, None, None, None, consistency_seconds, None, None, session
     )
     return connection
+
+
+def session(index_memory: int) -> "Session":
+    """What connections share that hold so many bytes of indices at most between searches."""
+    result: Session = part("_lancedb").Session(index_memory, METADATA_BYTES)
+    return result
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from embedding_pipelines.stores._lance_index import create_index, text_config
 from embedding_pipelines.vectors import Distance, from_numbers, to_matrix, to_numbers, unit
 
 if TYPE_CHECKING:
-    from lancedb._lancedb import Table
+    from lancedb._lancedb import Session, Table
 
 DOCUMENT = "document_id"
 Documents = frozenset[str]  # by their ids
@@ -199,8 +199,10 @@ class Snapshot:
         return self._take(rows[order], columns, "_distance", distances[order])
 
 
-async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
-    table = await (await connect(address(folder))).open_table(name)
+async def open_snapshot(
+    folder: Path, name: str, version: int, session: Session | None = None
+) -> Snapshot:
+    table = await (await connect(address(folder), session=session)).open_table(name)
     await table.checkout(version)
     return await _snapshot_of(table)
 

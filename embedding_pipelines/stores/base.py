@@ -235,8 +235,11 @@ class Store(Choice):
         return self.model_dump_json()
 
     @abstractmethod
-    def table(self, folder: Path, name: str) -> Table:
-        """The table of this name in the store's folder, whether it exists or not."""
+    def table(self, folder: Path, name: str, index_memory: int | None = None) -> Table:
+        """The table of this name in the store's folder, whether it exists or not.
+
+        `index_memory`: bytes of its index that may stay in memory between searches, as a run says
+        that shares its machine; None: as the store has it."""
 
     @abstractmethod
     def in_memory(self, rows: pa.Table, language: str | None = None) -> Table:

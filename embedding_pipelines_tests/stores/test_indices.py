@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from embedding_pipelines.compression.base import CodecChain
@@ -18,6 +19,7 @@ from embedding_pipelines.stores._lance_index import (
     MAX_SMALL_FILES,
     statistics,
 )
+from embedding_pipelines.stores._lance_search import Snapshot
 from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
@@ -271,3 +273,29 @@ def test_only_what_changes_a_table_is_in_its_layout() -> None:
     assert Lancedb(refine=7, nprobes=3).layout == own
     for other in (Lancedb(index="rq"), Lancedb(index_rows=500), Lancedb(keep_releases=2)):
         assert other.layout != own
+
+
+def test_an_index_that_may_not_stay_in_memory_finds_the_same_by_fewer_searches_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = clustered(2_000, DIMENSIONS), clustered(10, DIMENSIONS, seed=5)
+    codec = fit_chain("[float16]", vectors)
+    table = build(tmp_path, codec)
+    add(table, codec, vectors, 0, [])
+    assert table.index(codec.metric, 0) == 2_000
+    codes, version = encode_queries(codec, queries), table.version
+    assert version is not None
+    every = list(table.search_many(codes, 5, codec.metric, version))
+    sizes = list[int]()
+    search = Snapshot.through_index_at_once
+
+    def count(self: Snapshot, part: Any, *arguments: Any) -> list[pa.Table]:
+        sizes.append(len(part))
+        return search(self, part, *arguments)
+
+    monkeypatch.setattr(Snapshot, "through_index_at_once", count)
+    for memory, parts in ((2_000 * DIMENSIONS, [10]), (2_000 * DIMENSIONS - 1, [4, 4, 2])):
+        sizes.clear()
+        limited = table.options.table(table.folder, table.name, memory)
+        assert list(limited.search_many(codes, 5, codec.metric, version)) == every
+        assert sizes == parts
