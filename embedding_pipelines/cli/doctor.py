@@ -123,8 +123,8 @@ def _mend(drafts: Iterable["Draft"]) -> Outcomes:
         try:
             for sentence in sentences:
                 mended.append((name, sentence))
-                words = f"{name or 'all'} mended: {sentence}"
-                yield Output([], partial(print_words, make_console(), words))
+                line = f"{name or 'all'} mended: {sentence}"
+                yield Output([], partial(print_words, make_console(), line))
         except (EmbeddingPipelinesError, OSError) as error:
             words = describe_os_error(error) if isinstance(error, OSError) else error
             yield Problem(f"{name or 'cache'}: not mended: {words}", name)
