@@ -168,15 +168,14 @@ def print_table(
     (by default the last) are cut where a line would not fit, and left out, the first of several
     first, where it would not fit even so; ids and figures stay whole. The rows with the numbers
     `faint` are grey."""
-    cut = [*cut] or list(rows[0])[-1:]
-    widths = _widths(rows)
-    while len(cut) > 1 and _excess(console, _narrowest(widths, cut)) > 0:
-        del widths[cut.pop(0)]
+    names, widths = [*cut] or list(rows[0])[-1:], _widths(rows)
+    while len(names) > 1 and _excess(console, _narrowest(widths, names)) > 0:
+        del widths[names.pop(0)]
     columns = {name: [_cell(row[name]) for row in rows] for name in widths}
     is_figure = {name: all(map(FIGURE.fullmatch, cells)) for name, cells in columns.items()}
     titles = {name: name.replace("_", " ") for name in columns}
     excess = _excess(console, widths)
-    texts = [name for name in cut if not is_figure[name]]
+    texts = [name for name in names if not is_figure[name]]
     while excess > 0 and (name := max(texts, key=widths.__getitem__, default="")):
         if widths[name] <= CUT_WIDTH:
             break

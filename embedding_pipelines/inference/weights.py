@@ -121,6 +121,17 @@ def declared_context(folder: Path) -> int | None:
         return None
 
 
+def declared_special_tokens(folder: Path) -> int:
+    """How many tokens a model's tokenizer adds to a text; 0 if its file does not tell."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception:  # noqa: BLE001 - tokenizers raises nothing narrower; a run says what is wrong
+        return 0
+    return int(tokenizer.num_special_tokens_to_add(False))
+
+
 def operations_per_token(folder: Path) -> int | None:
     """Multiplications and additions of a transformer's layers for a token, as its configuration
     declares them; None if it does not."""

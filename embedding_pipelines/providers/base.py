@@ -151,6 +151,10 @@ class ProviderOptions(Choice):
         size = getattr(self, "max_tokens", None)
         return size if isinstance(size, int) else None
 
+    def known_special_tokens(self, home: Path) -> int:
+        """How many tokens the model adds to each text, as far as they can be known so."""
+        return 0
+
     def mistakes(self, home: Path) -> Iterator[str]:
         """What is wrong with what the options name, as far as it can be known so."""
         yield from ()

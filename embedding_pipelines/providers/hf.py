@@ -293,6 +293,13 @@ class Hf(ProviderOptions):
         declared = declared_context(folder) if folder else None
         return declared or (entry.max_tokens if entry else None)
 
+    def known_special_tokens(self, home: Path) -> int:
+        """Those of its tokenizer, where that is on this machine."""
+        from embedding_pipelines.inference.weights import declared_special_tokens, local_folder
+
+        folder = local_folder(self.model, self.revision, home)
+        return declared_special_tokens(folder) if folder else 0
+
     def mistakes(self, home: Path) -> Iterator[str]:
         if self.calibration and not (home / self.calibration).is_file():
             yield f"calibration: there is no file {str(home / self.calibration)!r}. Correct it."

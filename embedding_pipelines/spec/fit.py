@@ -10,6 +10,8 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.preprocessing.chunk import effective_limit
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
+FEW_TOKENS = 8  # a chunk of more has room for text, whatever a model adds to it
+
 
 class Misfit(NamedTuple):
     """What a run would end with."""
@@ -38,13 +40,14 @@ def _of_chunks(spec: PipelineSpec, home: Path) -> Iterator[Misfit]:
     limit, chunk = spec.model.known_context(home), spec.preprocessing.chunk
     if limit is None or chunk is None:
         return
+    size = min(limit, chunk.max_tokens or limit)
+    special = spec.model.known_special_tokens(home) if size <= FEW_TOKENS else 0
     try:
-        effective_limit(limit, chunk)
+        effective_limit(limit, chunk, special)
     except ConfigError as error:
         is_written = bool(chunk.model_fields_set)  # else the model is what somebody chose
-        yield Misfit(
-            ("preprocessing", "chunk", "overlap") if is_written else ("model",), str(error)
-        )
+        option = "overlap" if 2 * chunk.overlap > size else "max_tokens"
+        yield Misfit(("preprocessing", "chunk", option) if is_written else ("model",), str(error))
 
 
 def _of_dimensions(spec: PipelineSpec, home: Path, is_unknown: bool) -> Iterator[Misfit]:

@@ -25,6 +25,11 @@ SOURCE = "source: {kind: csv, path: data/a.csv, id: id, text: [title]}\n"
             ("preprocessing", "chunk", "overlap"),
         ),
         ("model: {provider: hashing, max_tokens: 8}\npreprocessing: {chunk: null}", None),
+        ("model: minilm\npreprocessing: {chunk: {max_tokens: 3, overlap: 0}}", None),
+        (
+            "model: minilm\npreprocessing: {chunk: {max_tokens: 2, overlap: 0}}",
+            ("preprocessing", "chunk", "max_tokens"),
+        ),
         ("model: {provider: tei, base_url: 'http://localhost:1'}", None),  # nobody knows
         (
             "model: {provider: hashing, dimensions: 16}\ncompression: [{kind: pca, dimensions: 16}]",
