@@ -31,9 +31,11 @@ def misfits(
 
 
 def require_fit(spec: PipelineSpec, home: Path) -> None:
-    """Raises ConfigError for the first misfit."""
+    """Raises ConfigError for the first misfit but that of `output_dim`: the step `embeddings` tells it
+    with all that the open model can give."""
     for misfit in misfits(spec, home):
-        raise ConfigError(misfit.what)
+        if misfit.option != ("output_dim",):
+            raise ConfigError(misfit.what)
 
 
 def _of_chunks(spec: PipelineSpec, home: Path) -> Iterator[Misfit]:
