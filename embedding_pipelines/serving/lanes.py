@@ -132,6 +132,10 @@ class Lanes:
         """Of each lane, without those that are computed now."""
         return self._queued
 
+    def lane_of(self, tokens: Sequence[int]) -> Lane:
+        """Where items of so many tokens go that somebody waits for: what fits one batch is not bulk."""
+        return "interactive" if sum(tokens) <= self.budget.tokens else "bulk"
+
     def wait_seconds(self, lane: Lane) -> float:
         """How long what comes now waits before it is computed: tokens ahead of it by the measured
         rate; 0 before there is one."""
@@ -153,17 +157,19 @@ class Lanes:
         kind: str,
         lane: Lane,
         recipient: Recipient = FOR_EVER,
+        is_admitted: bool = False,
     ) -> NDArray[Any]:
         """The rows [n, …] of items, in their order.
 
         Cancelling the call takes out what is not computed yet. Raises TooManyRequests if the wait
         would be longer than MAX_WAIT_SECONDS or than the recipient waits, however few or many items
-        there are; ClientLeft if it is not there when its turn comes; ItemRejected; and what
-        `compute` raises.
+        there are, unless the request `is_admitted` already; ClientLeft if it is not there when its
+        turn comes; ItemRejected; and what `compute` raises.
         """
         if self._is_closed:
             raise Unavailable("The server is about to end. Send the request again, elsewhere.")
-        self._refuse(lane, self.wait_seconds(lane), recipient.seconds_left)
+        if not is_admitted:
+            self._refuse(lane, self.wait_seconds(lane), recipient.seconds_left)
         result = asyncio.get_running_loop().create_future()
         job = Job(lane, kind, items, tokens, recipient, result)
         self._jobs[lane].append(job)

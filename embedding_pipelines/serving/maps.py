@@ -14,8 +14,9 @@ from embedding_pipelines.access import Visible
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import Release, find_released, live_release
-from embedding_pipelines.report.map import place_points, read_points
+from embedding_pipelines.report.map import MAX_POINTS, place_points, read_points
 from embedding_pipelines.report.searches import cut
+from embedding_pipelines.serving.admission import Line
 from embedding_pipelines.serving.wire import MapResponse
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -28,8 +29,14 @@ class Maps:
 
     def __init__(self, warehouse: Warehouse) -> None:
         self._warehouse = warehouse
+        self.line = Line()  # chunks that are to be placed
         self._maps: dict[str, tuple[Release, MapResponse]] = {}
         self._thread = ThreadPoolExecutor(1, "map")  # its own: searches need the others
+
+    def to_place(self, release: Release) -> int:
+        """How many chunks have to be placed before a release's map is there: what takes the time."""
+        before, _ = self._maps.get(release.spec.name, (None, None))
+        return 0 if before == release else min(release.rows, MAX_POINTS)
 
     async def get(self, pipeline: str, visible: Visible | None = None) -> MapResponse:
         """The map of the live release, without documents that were replaced or deleted since, or are

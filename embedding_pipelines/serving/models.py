@@ -5,13 +5,15 @@ by the functions that batch runs use; what is not there waits in a lane.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,6 +83,7 @@ class Embedded:
     space: Space
     truncated_tokens: int = 0  # that it did not read, of texts that were cut
     unknown: str = ""  # a sentence, where the model lacks the words of the texts
+    computed: int = 0  # texts that reached the model; all others were in the embedding cache
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,16 @@ class Prepared:
     keys: list[bytes]  # of each text
     hits: dict[bytes, Vectors]
 
-    @property
+    @cached_property
     def misses(self) -> list[int]:
         """One row of each text that is to be computed."""
         first = {key: row for row, key in reversed([*enumerate(self.keys)])}
         return sorted(row for key, row in first.items() if key not in self.hits)
+
+    @property
+    def tokens_to_compute(self) -> list[int]:
+        """Of each of `misses`."""
+        return [self.readable.tokens[row] for row in self.misses]
 
 
 class Worker(ABC):
@@ -113,6 +121,15 @@ class Worker(ABC):
         self._lines = {self._small: Line(), self._large: Line()}
         self._loading: asyncio.Task[Lanes] | None = None
         self.problem = ""  # why it could not be loaded when that was last tried; empty: it could
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Open while the body runs, whatever becomes live meanwhile."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
 
     @property
     def lanes(self) -> Lanes | None:
@@ -235,8 +252,7 @@ class ServedModel(Worker):
         long; BadInput for one that the model rejects; ProviderError if the model is unavailable;
         TooManyRequests as `Lanes.compute`.
         """
-        self.users += 1
-        try:
+        with self.in_use():
             lanes = self.lanes or await self.load()
             size = sum(map(len, texts))
             lane: Lane | None = "interactive" if len(texts) == 1 else "bulk"
@@ -249,36 +265,53 @@ class ServedModel(Worker):
                 prepared = self._prepare(*given)
             else:
                 prepared = await self._in_line(size, self._prepare, *given)
-            readable, rows = prepared.readable, prepared.misses
-            tokens = [readable.tokens[row] for row in rows]
-            if lane is None:
-                lane = "interactive" if sum(tokens) <= lanes.budget.tokens else "bulk"
-            labels = {"model": self.title, "lane": lane}
-            spent = time.perf_counter() - started
-            self._metrics.observe("tokenize_seconds", spent, **labels)
-            if len(prepared.hits):
-                self._metrics.count("cache_hits_total", len(prepared.hits), **labels)
-            by_key = dict(prepared.hits)
-            if rows:
-                items = [readable.texts[row] for row in rows]
-                try:
-                    vectors = await lanes.compute(items, tokens, input_type, lane, recipient)
-                except ItemRejected as fault:
-                    which = name(rows[fault.row])
-                    raise BadInput(f"{which} has no vector: {fault}") from None
-                keys = [prepared.keys[row] for row in rows]
-                by_key |= zip(keys, vectors, strict=True)
-                if input_type == "document":
-                    self._keep(keys, vectors)
+            lane = lane or lanes.lane_of(prepared.tokens_to_compute)
+            self._note(prepared, lane, time.perf_counter() - started)
+            computed = await self._compute_misses(
+                lanes, prepared, input_type, lane, name, recipient
+            )
+            by_key, readable = prepared.hits | computed, prepared.readable
             return Embedded(
                 np.stack([by_key[key] for key in prepared.keys]),
                 sum(readable.tokens),
                 self.model.space,
                 readable.unseen,
                 readable.unknown,
+                len(computed),
             )
-        finally:
-            self.users -= 1
+
+    def _note(self, prepared: Prepared, lane: Lane, seconds: float) -> None:
+        """Count what came before the model, and took so long."""
+        labels = {"model": self.title, "lane": lane}
+        self._metrics.observe("tokenize_seconds", seconds, **labels)
+        if len(prepared.hits):
+            self._metrics.count("cache_hits_total", len(prepared.hits), **labels)
+
+    async def _compute_misses(
+        self,
+        lanes: Lanes,
+        prepared: Prepared,
+        input_type: InputType,
+        lane: Lane,
+        name: Callable[[int], str],
+        recipient: Recipient,
+    ) -> dict[bytes, Vectors]:
+        """By their keys, the vectors of the texts that are not in the cache; those of documents are
+        kept there. Raises as `embed`."""
+        rows = prepared.misses
+        if not rows:
+            return {}
+        items = [prepared.readable.texts[row] for row in rows]
+        tokens = prepared.tokens_to_compute
+        try:
+            vectors = await lanes.compute(items, tokens, input_type, lane, recipient)
+        except ItemRejected as fault:
+            which = name(rows[fault.row])
+            raise BadInput(f"{which} has no vector: {fault}") from None
+        keys = [prepared.keys[row] for row in rows]
+        if input_type == "document":
+            self._keep(keys, vectors)
+        return dict(zip(keys, vectors, strict=True))
 
     async def embed_images(
         self, squares: "Pixels", lane: Lane, recipient: Recipient = FOR_EVER
@@ -286,8 +319,7 @@ class ServedModel(Worker):
         """The vectors of images uint8[n, size, size, 3], as `images.prepare` makes them for the
         model. Raises ProviderError if it is unavailable, BadInput for an image that it rejects,
         TooManyRequests as `Lanes.compute`."""
-        self.users += 1
-        try:
+        with self.in_use():
             lanes = await self.load()
             tokens = [IMAGE_TOKENS] * len(squares)
             try:
@@ -295,8 +327,6 @@ class ServedModel(Worker):
             except ItemRejected as fault:
                 raise BadInput(f"images[{fault.row}] has no vector: {fault}") from None
             return Embedded(vectors, 0, self.model.space)
-        finally:
-            self.users -= 1
 
     def _warm(self) -> tuple[Budget, int, float]:
         model = self.model
@@ -390,24 +420,24 @@ class ServedReranker(Worker):
         texts: Sequence[str],
         too_long: TooLong = "refuse",
         recipient: Recipient = FOR_EVER,
+        is_admitted: bool = False,
     ) -> Scored:
         """Raises ConfigError for a text that is longer than the model reads beside the query,
-        ProviderError if the model is unavailable, TooManyRequests as `Lanes.compute`."""
-        self.users += 1
-        try:
+        ProviderError if the model is unavailable, TooManyRequests as `Lanes.compute`. `is_admitted`:
+        whoever asks was let in before other work was done for them, and is not refused now."""
+        with self.in_use():
             lanes = self.lanes or await self.load()
             pairs = [(query, text) for text in texts]
             size = sum(len(query) + len(text) for text in texts)
-            self.admit(None, recipient.seconds_left, size)  # its tokens decide the lane
+            if not is_admitted:
+                self.admit(None, recipient.seconds_left, size)  # its tokens decide the lane
             started = time.perf_counter()
             tokens = await self._in_line(size, self._count, pairs, too_long)
-            lane: Lane = "interactive" if sum(tokens) <= lanes.budget.tokens else "bulk"
+            lane = lanes.lane_of(tokens)
             spent = time.perf_counter() - started
             self._metrics.observe("tokenize_seconds", spent, model=self.title, lane=lane)
-            scores = await lanes.compute(pairs, tokens, "pair", lane, recipient)
+            scores = await lanes.compute(pairs, tokens, "pair", lane, recipient, is_admitted)
             return Scored(scores, sum(tokens))
-        finally:
-            self.users -= 1
 
     def _count(self, pairs: Sequence[Pair], too_long: TooLong) -> list[int]:
         counts, limit = self._model.count(pairs), self._model.max_tokens

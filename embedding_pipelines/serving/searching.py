@@ -10,14 +10,16 @@ from embedding_pipelines.access import Principals, Visible
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.errors import ConfigError, ReleaseError, did_you_mean
 from embedding_pipelines.ranking import Filter, order_of
+from embedding_pipelines.releases import Release
+from embedding_pipelines.serving.admission import Line
 from embedding_pipelines.serving.lanes import (
     FOR_EVER,
     MAX_WAIT_SECONDS,
     OF_DEADLINE,
     Recipient,
 )
-from embedding_pipelines.serving.models import ServedModel, ServedReranker
-from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.models import Embedded, ServedModel, ServedReranker
+from embedding_pipelines.serving.server import Served, Server
 from embedding_pipelines.serving.wire import BadRequest, NotFound, TooManyRequests, Unavailable
 from embedding_pipelines.spec.ids import find_name
 from embedding_pipelines.spec.search import Mode
@@ -71,16 +73,32 @@ def admit_search(
     One query is counted all the time, since it waits for a thread more than once. Many are counted
     part by part, as they take turns with others.
     """
-    line = server.searches
+    _refuse_late(server, server.searches, "search", name, recipient)
+    with server.searches.stand(1 if queries == 1 else 0):
+        yield
+
+
+@contextlib.contextmanager
+def admit_map(
+    server: Server, name: str, release: Release | None, recipient: Recipient
+) -> Iterator[None]:
+    """The same of a pipeline's map, which waits for a thread of its own."""
+    line = server.maps.line
+    _refuse_late(server, line, "map", name, recipient)
+    with line.stand(server.maps.to_place(release) if release else 0):
+        yield
+
+
+def _refuse_late(server: Server, line: Line, kind: str, name: str, recipient: Recipient) -> None:
+    """Raises TooManyRequests if what comes now would be answered too late, for what is before it."""
     wait = 2 * server.lag.seconds + line.wait_seconds
     if line.waiting and wait > min(MAX_WAIT_SECONDS, recipient.seconds_left * OF_DEADLINE):
-        server.metrics.count("refused_total", model=name, lane="search")
+        server.metrics.count("refused_total", model=name, lane=kind)
+        behind = "Searches are" if kind == "search" else f"The {kind} is"
         raise TooManyRequests(
-            f"Searches are behind: {wait:.1f} seconds. Send it again after that time.",
+            f"{behind} behind: {wait:.1f} seconds. Send it again after that time.",
             retry_after_seconds=wait,
         )
-    with line.stand(1 if queries == 1 else 0):
-        yield
 
 
 async def search_pipeline(
@@ -109,49 +127,65 @@ async def search_pipeline(
     if served and not served.release:  # in a thread: it may open the model, or ask a bucket
         has_texts_alone = await asyncio.to_thread(is_unreleased, server.warehouse, name, mode)
     if served and has_texts_alone:
-        opener = partial(server.unreleased, served)
-        texts = await asyncio.to_thread(open_for, server, name, principals, opener)
-        return [
-            await server.search(texts.search, query, k, filter, principals) for query in queries
-        ]
+        return await _search_texts(server, served, queries, k, filter, principals)
     searcher = await open_searcher(server, name, principals)
     reranker = _reranker(server, name, rerank)
-    if reranker is not None:  # last in turn; but then all else would have been done for nothing
-        reranker.admit(None, recipient.seconds_left)
-    vectors = space = None
-    notes: list[str] = []
-    if searcher.mode(mode) != "text":
-        embedded = await _model(server, name, searcher).embed(
-            queries,
-            "query",
-            searcher.release.spec.preprocessing.clean.texts,
-            too_long,
-            name=label.format,
-            recipient=recipient,
-        )
-        vectors, space = embedded.vectors, embedded.space
-        notes = _notes(embedded.truncated_tokens, embedded.unknown)
-    most = searcher.candidates(k) if reranker else k
+    with reranker.in_use() if reranker else contextlib.nullcontext():
+        if reranker:  # for all queries, before anything is done for one of them
+            reranker.admit(None, recipient.seconds_left)
+        embedded = None
+        if searcher.mode(mode) != "text":
+            embedded = await _model(server, name, searcher).embed(
+                queries,
+                "query",
+                searcher.release.spec.preprocessing.clean.texts,
+                too_long,
+                name=label.format,
+                recipient=recipient,
+            )
+        most = searcher.candidates(k) if reranker else k
+        options = (most, filter, mode, principals)
+        results = await _search_embedded(server, searcher, queries, embedded, options)
+        if not reranker:
+            return results
+        clean = searcher.release.spec.preprocessing.clean.text
+        return [await _reranked(reranker, each, clean, k, recipient) for each in results]
+
+
+async def _search_texts(
+    server: Server,
+    served: Served,
+    queries: Sequence[str],
+    k: int,
+    filter: Filter | None,
+    principals: Principals,
+) -> "list[SearchResult]":
+    """By words, in the texts of a pipeline that has no release yet."""
+    opener = partial(server.unreleased, served)
+    texts = await asyncio.to_thread(open_for, server, served.name, principals, opener)
+    return [await server.search(texts.search, query, k, filter, principals) for query in queries]
+
+
+async def _search_embedded(
+    server: Server,
+    searcher: "Searcher",
+    queries: Sequence[str],
+    embedded: Embedded | None,
+    options: tuple[int, Filter | None, Mode | None, Principals],
+) -> "list[SearchResult]":
+    """A result for each query, by its vector where there is one. `options`: how many hits, and what
+    else `Searcher.search_embedded` takes."""
     results = list["SearchResult"]()
+    space = embedded.space if embedded else None
     for first in range(0, len(queries), QUERIES_AT_ONCE):  # whoever leaves ends it between two
         some = slice(first, first + QUERIES_AT_ONCE)
-        some_vectors = None if vectors is None else vectors[some]
+        vectors = embedded.vectors[some] if embedded else None
         with server.searches.stand(len(queries[some]) if len(queries) > 1 else 0):
-            results += await server.search(
-                searcher.search_embedded,
-                queries[some],
-                some_vectors,
-                space,
-                most,
-                filter,
-                mode,
-                principals,
-            )
+            given = (queries[some], vectors, space, *options)
+            results += await server.search(searcher.search_embedded, *given)
+    notes = _notes(embedded.truncated_tokens, embedded.unknown) if embedded else []
     for result in results:
         result.notes.extend(notes)
-    if reranker is not None:
-        clean = searcher.release.spec.preprocessing.clean.text
-        results = [await _reranked(reranker, each, clean, k, recipient) for each in results]
     return results
 
 
@@ -210,7 +244,10 @@ async def _reranked(
 ) -> "SearchResult":
     if result.hits:
         texts = [hit.text for hit in result.hits]
-        scores = (await reranker.score(clean(result.query), texts, "cut", recipient)).scores
+        scored = await reranker.score(
+            clean(result.query), texts, "cut", recipient, is_admitted=True
+        )
+        scores = scored.scores
         best = [(result.hits[at], float(scores[at])) for at in order_of(scores, k)]
         hits = [hit.model_copy(update={"score": score}) for hit, score in best]
         result = result.model_copy(update={"hits": hits})

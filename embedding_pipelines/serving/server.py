@@ -392,6 +392,8 @@ class Server:
         """One after the other, for they are measured. One that cannot be loaded is tried again when
         it is used."""
         for worker in workers:
+            if worker not in self.workers:  # closed meanwhile: no pipeline has it any more
+                continue
             try:
                 await worker.load()
             except (EmbeddingPipelinesError, OSError):
@@ -449,13 +451,19 @@ class Server:
                     del self._searchers[name]
 
     async def _close_unused(self) -> None:
-        """Close the models that no pipeline has any more, once no request is in them."""
+        """Close the models and cross-encoders that no pipeline has any more, once no request is in
+        them."""
         used = {id(each.model) for each in self._served.values()}
         used |= {id(searcher.model) for _, searcher in self._searchers.values()}
         for key, model in list(self._models.items()):
             if id(model) not in used and id(model.model) not in used and not model.users:
                 del self._models[key]
                 await model.close()
+        named = {each.spec.search.rerank for each in self._served.values()}
+        for name, reranker in list(self._rerankers.items()):
+            if name not in named and not reranker.users:
+                del self._rerankers[name]
+                await reranker.close()
 
     def _open(self, options: ProviderOptions) -> ServedModel:
         key = options.model_dump_json()

@@ -10,6 +10,8 @@ import pytest
 
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving.admission import Lag, Line
+from embedding_pipelines.serving.lanes import Lanes
+from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.models import ServedModel, ServedReranker
 from embedding_pipelines.serving.server import SEARCH_THREADS, Server
 from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
@@ -64,6 +66,59 @@ def test_a_query_is_not_embedded_where_nobody_could_order_its_hits(
         client.portal.call(server.wait_until_ready)
         monkeypatch.setattr(ServedModel, "_prepare", _not_reached)
         reply = client.post("/search", json={"query": "fox", "rerank": True})
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
+
+
+def test_a_map_is_refused_by_the_chunks_before_it_and_one_that_is_kept_counts_for_none(
+    built_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, during = Maps._get, list[float]()
+
+    def watched(self: Maps, *given: Any) -> Any:
+        during.append(self.line.waiting)
+        return make(self, *given)
+
+    monkeypatch.setattr(Maps, "_get", watched)
+    with client_of(built_home) as client:
+        server: Server = client.app.state.server  # type: ignore[attr-defined]
+        for _ in range(2):
+            assert client.get("/page/map?pipeline=things").status_code == 200
+        assert during == [2, 0]  # chunks: the second time they have their places
+        monkeypatch.setattr(Lag, "seconds", 0.0)
+        monkeypatch.setattr(Line, "wait_seconds", property(lambda line: line.waiting / 1_000))
+        monkeypatch.setattr(Maps, "_get", _not_reached)
+        server.maps.line.waiting = 16_000
+        reply = client.get("/page/map?pipeline=things")
+        assert (reply.status_code, reply.headers["retry-after"]) == (429, "16")
+        assert "The map is behind: 16.0 seconds" in reply.json()["error"]
+        assert server.metrics.value("refused_total", model="things", lane="map") == 1
+        body = {"query": "fox", "mode": "text"}
+        assert client.post("/search", json=body).status_code == 200  # which waits for other threads
+
+
+def test_many_queries_are_admitted_together_and_none_after_work_for_another(
+    built_home: Path, monkeypatch: pytest.MonkeyPatch, scored: None
+) -> None:
+    """What comes between two of them for the cross-encoder makes the second late, not refused."""
+    compute = Lanes.compute
+
+    async def behind(self: Lanes, *given: Any) -> Any:
+        scores = await compute(self, *given)
+        monkeypatch.setattr(Lanes, "wait_seconds", lambda *_: 12.0)
+        monkeypatch.setattr(Lanes, "is_idle", False)
+        return scores
+
+    body = {"query": ["fox", "whale"], "mode": "text", "rerank": True}
+    with client_of(built_home, reranker="tiny") as client:
+        server: Server = client.app.state.server  # type: ignore[attr-defined]
+        assert client.portal is not None
+        client.portal.call(server.wait_until_ready)
+        monkeypatch.setattr(Lanes, "compute", behind)
+        reply = client.post("/search", json=body)
+        assert reply.status_code == 200, reply.text
+        assert [each["reranked_by"] for each in reply.json()["results"]] == ["tiny", "tiny"]
+        monkeypatch.setattr(Server, "search", _not_reached)
+        reply = client.post("/search", json=body)
         assert (reply.status_code, reply.headers["retry-after"]) == (429, "12")
 
 

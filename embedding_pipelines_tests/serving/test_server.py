@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.serving.models import ServedModel
+from embedding_pipelines.serving import server as server_module
+from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines.serving.models import ServedModel, ServedReranker
 from embedding_pipelines.serving.server import Server
-from embedding_pipelines_tests.chain import write_pipeline
+from embedding_pipelines_tests.chain import copy_home, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.homes import KEY, client_of
 from embedding_pipelines_tests.serving.live import wait_until
@@ -48,3 +50,30 @@ def test_it_is_ready_without_the_models_of_what_has_no_release(
         }
         reply = client.post("/v1/embeddings", json={"model": "elsewhere", "input": "fox"})
         assert (reply.status_code, "no such model" in reply.json()["error"]) == (503, True)
+
+
+@pytest.mark.anyio
+async def test_a_cross_encoder_that_no_pipeline_names_any_more_is_closed_after_its_last_request(
+    built_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: None
+) -> None:
+    copy_home(built_home, tmp_path)
+    files = {name: HASHING + f"search: {{rerank: {name}}}\n" for name in ("tiny", "little")}
+    for name, text in files.items():
+        write_pipeline(tmp_path, f"with_{name}", text)
+    monkeypatch.setattr(server_module, "REFRESH_SECONDS", 0.0)
+    server, closed = Server(tmp_path, Keys(None)), list[str]()
+    monkeypatch.setattr(ServedReranker, "_free", lambda self: closed.append(self.name))
+    await server.open()
+    await server.wait_until_ready()
+    little, tiny = sorted(await server.rerankers(), key=lambda each: each.name)
+    with tiny.in_use():
+        for name in files:
+            write_pipeline(tmp_path, f"with_{name}", HASHING)
+        assert await server.rerankers() == []
+        assert closed == ["little"]
+        assert (await tiny.score("a", ["bc"])).scores.tolist() == [2.0]
+    await server.served()
+    assert closed == ["little", "tiny"]
+    assert little not in server.workers
+    await server.close()
+    assert closed == ["little", "tiny"]

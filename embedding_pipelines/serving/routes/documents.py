@@ -97,13 +97,10 @@ async def _pusher(caller: Caller, pipeline: str) -> AsyncIterator[tuple[Pusher, 
             f"Pipeline {name!r} takes no documents, for its file is broken: {error}"
         ) from None
     served = await server.find(name)
-    model = served.model.model
-    served.model.users += 1  # so that it stays open, whatever becomes live meanwhile
-    try:
-        with await asyncio.to_thread(Pusher, spec, server.warehouse, model) as pusher:
+    with served.model.in_use():
+        given = (spec, server.warehouse, served.model.model)
+        with await asyncio.to_thread(Pusher, *given) as pusher:
             yield pusher, served.model
-    finally:
-        served.model.users -= 1
 
 
 def _reply(receipt: Receipt) -> DocumentsReceipt:

@@ -10,7 +10,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller
-from embedding_pipelines.serving.searching import find_pipeline, open_searcher, without_quotes
+from embedding_pipelines.serving.searching import (
+    admit_map,
+    find_pipeline,
+    open_searcher,
+    without_quotes,
+)
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import PRINCIPALS_HEADER, MapResponse, PagePipeline
 
@@ -126,6 +131,8 @@ async def map_of(pipeline: Annotated[str, Query()], caller: AnyCaller) -> MapRes
     the sender may not see are left out."""
     server = caller.server
     name = await find_pipeline(server, pipeline)
-    visible = await asyncio.to_thread(server.access(name).visible, caller.principals)
-    with without_quotes(name, visible):
-        return await server.maps.get(name, visible)
+    served = (await server.served()).get(name)
+    with admit_map(server, name, served.release if served else None, caller):
+        visible = await asyncio.to_thread(server.access(name).visible, caller.principals)
+        with without_quotes(name, visible):
+            return await caller.wait_for(server.maps.get(name, visible))
