@@ -52,8 +52,9 @@ OVERLOAD, LEAVE, TIMEOUT_SECONDS = 4, 1_000, 10
 JOB_TEXTS, JOB_REQUEST, THINK_SECONDS = 100_000, 2_048, 0.05
 REQUESTS, SWITCH_CLIENTS, EVENT_AT, ROWS = 10_000, 16, 2_000, 256
 LONGEST_PART = 75.0  # seconds of bulk, switch and drain, whatever is left to do
-# The bounds. Who hangs up may be in the batch that is sent at that moment, and in no other.
-LEFT_TOKENS = 2_500
+# The bounds. A batch looks who is there before it is taken, and callers hang up one at a time: so it
+# may hold the text of one, 48 tokens at most, who leaves at that moment. This is two such batches.
+LEFT_TOKENS = 100
 OF_ENGINE, ABOVE_BARE_MS, OF_BATCH, OF_PEAK, RETRY_FACTOR, BULK_SHARE = (
     0.8,
     10.0,

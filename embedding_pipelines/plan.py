@@ -22,6 +22,7 @@ from embedding_pipelines.quality.evaluate import cost, effects
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.copy import copy_with_chunks
@@ -29,6 +30,8 @@ from embedding_pipelines.steps.embeddings import check_dimensions
 from embedding_pipelines.steps.old_line import old_line_of
 from embedding_pipelines.steps.output import is_delivered
 from embedding_pipelines.steps.vector_store import compare, open_table, stored_rows
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.validate import faults
 
 REQUEST_SECONDS = 0.5  # of a service that nobody has asked yet
 WORDS_PER_SECOND = 500_000  # of `hashing` and `word2vec` on one core
@@ -65,6 +68,9 @@ class Plan:
     built_anew: str = ""  # what changed, so that all rows go into a new table
     held_back: str = ""  # why the run would be, as far as that can be foreseen
     output: str = ""  # where the run would deliver its release
+    provider: str = ""  # and its model, as a pipeline file names them
+    has_images: bool = False  # so that vectors are not of texts alone
+    has_budget: bool = False
 
 
 def plan(run: Run) -> Plan:
@@ -89,6 +95,18 @@ def plan(run: Run) -> Plan:
     return result
 
 
+def plan_of(spec: PipelineSpec, warehouse: Warehouse) -> Plan:
+    """The plan of a pipeline. Raises ConfigError with all that is wrong with its file and with what
+    it names, but for keys that are missing, and else as `plan`."""
+    wrong = [
+        fault.what for fault in faults(spec, warehouse) if not fault.is_key and not fault.is_doubt
+    ]
+    if wrong:
+        raise ConfigError(f"\n{spec.name}: ".join(wrong))
+    with Run(spec, warehouse) as run:
+        return plan(run)
+
+
 def _add_cost(result: Plan, other: Plan) -> None:
     """What another line of the pipeline costs in the same run; rows stay those of one."""
     for name in COSTS:
@@ -111,7 +129,13 @@ def _count(run: Run) -> Plan:
         check_dimensions(run)
     step, names = step_named("embeddings"), spec.partition_names
     stale = [name for name in names if not is_trained or step.current(run, name) is None]
-    result = Plan(spec.name, str(run.model.space) if is_trained else options.kind)
+    result = Plan(
+        spec.name,
+        str(run.model.space) if is_trained else options.kind,
+        provider=f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":"),
+        has_images=spec.source.has_images,
+        has_budget=spec.budget is not None,
+    )
     _count_rows(run, result, stale, is_trained)
     _foresee(run, result, is_trained)
     direct = _count_texts(run, result, stale, is_trained)

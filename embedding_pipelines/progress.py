@@ -41,6 +41,36 @@ class Silent:
         pass
 
 
+class Recorder(Silent):
+    """Shows nothing, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def finish(self, report: StepReport) -> None:
+        self.reports.append(report)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"notes": self.notes, "steps": as_rows(self.reports)}
+
+
+def as_rows(reports: Sequence[StepReport]) -> list[dict[str, Any]]:
+    """What steps did, as commands and the API say it."""
+    return [
+        {
+            "step": report.step,
+            "changed": report.changed,
+            "seconds": round(report.seconds, 3),
+            **report.statistics,
+        }
+        for report in reports
+    ]
+
+
 class Paused(Exception):
     """Raised where a run was told to stop by itself; not an error. `str` says how far it has come."""
 

@@ -84,6 +84,10 @@ class Pusher:
         # Numbers that a log has given, whether it was lost since or not.
         self._taken = max((entry.pushed for entry in releases.releases), default=0)
 
+    @property
+    def pipeline(self) -> str:
+        return self._run.spec.name
+
     def close(self) -> None:
         if self._owns_model:
             self._model.close()
@@ -169,7 +173,7 @@ class Pusher:
     ) -> list[str]:
         """Their ids. Raises DocumentError for what is no document of the pipeline, or forgotten."""
         for at, document in enumerate(documents):
-            _check_json(place(at), document)
+            check_document(place(at), document)
         _, ids, rejected = read_records(source, documents)
         if rejected:
             raise self._error({each.row: each.reason for each in rejected}, documents, place)
@@ -232,7 +236,8 @@ _FORGOTTEN = (
 _EMPTY = "its text is empty after cleaning"
 
 
-def _check_json(place: str, document: Any) -> None:
+def check_document(place: str, document: Any) -> None:
+    """Raises DocumentError for what no pipeline takes: no object, no JSON, or too large."""
     if not isinstance(document, Mapping):
         raise DocumentError(f"{place} is {repr(document)[:80]}, not an object.")
     try:

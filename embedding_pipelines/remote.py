@@ -22,7 +22,9 @@ from embedding_pipelines.embedding.refill import file_vectors
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files, list_names, read_json, unseal, write_json
 from embedding_pipelines.objects import RETRY_SECONDS, Bucket
-from embedding_pipelines.progress import Progress
+from embedding_pipelines.progress import Progress, Silent
+from embedding_pipelines.releases import Release
+from embedding_pipelines.releases import rollback as go_back
 from embedding_pipelines.storage.bucket import bucket_of, open_uri, require_commits
 from embedding_pipelines.storage.forgotten import COPY, STAMP, read_forgotten
 from embedding_pipelines.storage.generations import (
@@ -494,6 +496,17 @@ def writing(warehouse: Warehouse, name: str, progress: Progress) -> Iterator[Wri
         return
     with remote.write(progress) as writer:
         yield writer
+
+
+def rollback(warehouse: Warehouse, name: str, to: int | None) -> tuple[Release, Release]:
+    """As `releases.rollback`, for all machines that share the warehouse. Raises BusyError if it is
+    shared and somebody runs the pipeline."""
+    folder = warehouse.pipeline(name)
+    with contextlib.ExitStack() as stack:
+        if is_shared(warehouse):
+            stack.enter_context(folder.lock("run", timeout_seconds=0))
+            stack.enter_context(writing(warehouse, name, Silent()))
+        return go_back(folder, to)
 
 
 def is_current(warehouse: Warehouse, name: str) -> bool:

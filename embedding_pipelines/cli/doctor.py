@@ -144,7 +144,7 @@ def _say_next(draft: "Draft") -> Outcomes:
     assert draft.spec is not None
     try:
         with open_run(draft.spec) as run:
-            lines = plan_in_words(plan(run), draft.spec)
+            lines = plan_in_words(plan(run))
     except EmbeddingPipelinesError as error:
         lines = [f"{draft.spec.name}: {error}"]
     yield Output([], partial(say, "The next run:", *lines))

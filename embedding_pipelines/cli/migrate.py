@@ -86,7 +86,7 @@ def migrate(
     ):
         if action == "cutover":
             before, now = core.cut_over(run)
-            result = {"pipeline": spec.name, "from": before.number, "live": now.number}
+            result = {"pipeline": spec.name, "before": before.number, "live": now.number}
             lines = (
                 f"{spec.name}: live release {before.number} -> {now.number}",
                 f"To go back: embedding-pipelines rollback {spec.name} --to {before.number}",

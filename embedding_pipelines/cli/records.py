@@ -92,26 +92,27 @@ def delete(
 
     name = one_of(name, pipeline_id)
     if server:
-        _confirm(yes, f"delete {name}", f"Delete {name} on {server}?")
+        _confirm(yes, f"delete {name}. Say --yes to delete it.", f"Delete {name} on {server}?")
         yield from remote.delete(server, name, keep_file)
         return
     name = find_released(name)
     deletion = plan_deletion(home_folder(), name, keep_file)
     size = f"{deletion.size_bytes / MEGABYTE:,.1f} MB"
     what = f"{counted(len(deletion.releases), 'release')}, {size}"
-    _confirm(yes, f"delete {name}: {what}", f"Delete {name}: {what}?")
+    remedy = f"delete {name}: {what}. Say --yes to delete it."
+    _confirm(yes, remedy, f"Delete {name}: {what}?")
     deletion = delete_pipeline(home_folder(), name, keep_file)
     gone = [*map(str, deletion.paths), *deletion.outputs]
     result = asdict(deletion) | {"paths": list(map(str, deletion.paths))}
     yield Output([result], partial(say, f"{name}: deleted, {what}", *gone))
 
 
-def _confirm(yes: bool, command: str, question: str) -> None:
-    """Ask before something is deleted, unless that was said. Raises ConfigError where nobody can
-    answer."""
+def _confirm(yes: bool, remedy: str, question: str) -> None:
+    """Ask before something goes, unless that was said. Raises ConfigError with the remedy where nobody
+    can answer."""
     if not yes:
         if not sys.stdin.isatty():
-            raise ConfigError(f"{command}. Say --yes to delete it.")
+            raise ConfigError(remedy)
         typer.confirm(question, abort=True, err=True)
 
 
@@ -129,6 +130,7 @@ def forget(
         bool, typer.Option("--undo", help="Let it come back with the next run; restores nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Erase documents for good, and leave them out of every later run.
 
@@ -136,59 +138,81 @@ def forget(
     go too, since they hold them: there is none to roll back to until the next is made. Then files
     are decoded and searched for their texts, and a receipt says what was looked at.
     """
+    if not ids and not sources:
+        raise typer.BadParameter("name documents by --id, or a source file by --source.")
+    if server:
+        yield from _forget_there(server, name, ids or [], sources or [], undo, yes)
+        return
     from embedding_pipelines.forget.forget import allow_again, find, source_name, why_equal
     from embedding_pipelines.forget.forget import forget as erase
     from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
     from embedding_pipelines.remote import refresh
 
-    if not ids and not sources:
-        raise typer.BadParameter("name documents by --id, or a source file by --source.")
-    spec = load_spec(name)
+    spec, ids = load_spec(name), ids or []
     with open_run(spec) as run:
         files = [source_name(run, given) for given in sources or ()]
-        what = ", ".join([*map(repr, ids or ()), *map(repr, files)])
         if undo:
-            count = allow_again(run, ids or (), files)
-            if not count:
-                raise ConfigError(f"{spec.name}: {what} is not forgotten, so nothing was undone.")
-            words = f"{spec.name}: {what} may come back with the next run, if the source holds it."
-            result = {"pipeline": spec.name, "undone": count}
-            yield Output([result], partial(say, words))
+            yield _undone(spec.name, allow_again(run, ids, files), [*ids, *files])
             return
         refresh(run.warehouse, spec.name)
-        traces = find(run, ids or (), files)
-        equal = ""
+        traces, equal = find(run, ids, files), ""
         if traces.equal:
             equal = f" ({traces.equal:,} of them named by none: {why_equal(spec.source)})"
-        question = f"{counted(len(traces.ids), 'document')}{equal} and all releases but a new one"
-        if not yes:
-            if not sys.stdin.isatty():
-                raise ConfigError(
-                    f"forget {spec.name}: {question}. Say --yes to erase them for good."
-                )
-            typer.confirm(f"Erase {question} of {spec.name} for good?", abort=True, err=True)
-        receipt = erase(
-            run, ids or (), files, partial(delete_runs_that_quote, home_folder(), spec.name)
-        )
-    checked = receipt.checked
-    live = f"release {receipt.release} is live" if receipt.release else "there is no release"
+        _confirm_forgetting(yes, spec.name, f"{counted(len(traces.ids), 'document')}{equal}")
+        receipt = erase(run, ids, files, partial(delete_runs_that_quote, home_folder(), spec.name))
+    yield from _say_receipt(spec.name, asdict(receipt), f"{open_warehouse().root}")
+
+
+def _forget_there(
+    server: str, name: str, ids: list[str], sources: list[str], undo: bool, yes: bool
+) -> Outcomes:
+    """The same on a server, which alone can count the documents."""
+    named = [*ids, *sources]
+    if not undo:
+        _confirm_forgetting(yes, f"{name} on {server}", ", ".join(map(repr, named)))
+    name, result = remote.forget(server, name, ids, sources, undo)
+    if undo:
+        yield _undone(name, result["undone"], named)
+    else:
+        yield from _say_receipt(name, result, f"the warehouse of {server}")
+
+
+def _confirm_forgetting(yes: bool, name: str, what: str) -> None:
+    what = f"{what} and all releases but a new one"
+    remedy = f"forget {name}: {what}. Say --yes to erase them for good."
+    _confirm(yes, remedy, f"Erase {what} of {name} for good?")
+
+
+def _undone(name: str, count: int, named: list[str]) -> Output:
+    """That documents may come back. Raises ConfigError if none of them was forgotten."""
+    what = ", ".join(map(repr, named))
+    if not count:
+        raise ConfigError(f"{name}: {what} is not forgotten, so nothing was undone.")
+    words = f"{name}: {what} may come back with the next run, if the source holds it."
+    return Output([{"pipeline": name, "undone": count}], partial(say, words))
+
+
+def _say_receipt(name: str, receipt: dict[str, Any], place: str) -> Outcomes:
+    """What was forgotten and looked at; `place`: where the pipeline's files are."""
+    checked, left, release = receipt["checked"], receipt["left"], receipt["release"]
+    live = f"release {release} is live" if release else "there is no release"
     lines = [
-        f"{spec.name}: forgot {counted(receipt.documents, 'document')}; {live}",
+        f"{name}: forgot {counted(receipt['documents'], 'document')}; {live}",
         f"looked for {counted(checked['texts'], 'text')} in {counted(checked['files'], 'file')} and "
         f"{counted(checked['tables'], 'table')} of {counted(checked['rows'], 'row')}, and searched by "
         f"{counted(checked.get('searches', 0), 'vector')}: "
-        f"{'texts are left' if receipt.left else 'nothing is left'}",
-        *receipt.notes,
-        f"receipt: {receipt.path}",
+        f"{'texts are left' if left else 'nothing is left'}",
+        *receipt["notes"],
+        f"receipt: {receipt['path']}",
     ]
-    yield Output([asdict(receipt)], partial(say, *lines))
-    if receipt.left:
+    yield Output([receipt], partial(say, *lines))
+    if left:
         yield Problem(
-            f"{spec.name}: texts are left in {', '.join(receipt.left)}, below "
-            f"{open_warehouse().root}. Say the same command again. Do not delete those files, for "
-            f"the pipeline needs them: if texts stay, `embedding-pipelines delete {spec.name} "
-            "--keep-file` and a run make all of it anew without them.",
-            spec.name,
+            f"{name}: texts are left in {', '.join(left)}, below {place}. Say the same command again. "
+            "Do not delete those files, for the pipeline needs them: if texts stay, "
+            f"`embedding-pipelines delete {name} --keep-file` and a run make all of it anew without "
+            "them.",
+            name,
         )
 
 
@@ -259,11 +283,8 @@ def cache(
         f"  of no pipeline: {use.unused:,}",
     ]
     if forget:
-        question = f"{counted(use.unused, 'vector')} of no pipeline, those of programs too"
-        if not yes:
-            if not sys.stdin.isatty():
-                raise ConfigError(f"cache: {question}. Say --yes to forget them.")
-            typer.confirm(f"Forget {question}?", abort=True, err=True)
+        what = f"{counted(use.unused, 'vector')} of no pipeline, those of programs too"
+        _confirm(yes, f"cache: {what}. Say --yes to forget them.", f"Forget {what}?")
         before = forget_unused(home_folder())
         now = use.path.stat().st_size if use.path.exists() else 0
         gone = before.size_bytes - now

@@ -5,28 +5,45 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from embedding_pipelines.cli.common import Outcomes, Output, Problem
-from embedding_pipelines.cli.terminal import make_console, print_hits, print_statistics, say
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, counted
+from embedding_pipelines.cli.terminal import (
+    TerminalProgress,
+    make_console,
+    print_hits,
+    print_statistics,
+    say,
+)
+from embedding_pipelines.errors import (
+    ConfigError,
+    DocumentError,
+    EmbeddingPipelinesError,
+    counted,
+)
 
 if TYPE_CHECKING:
+    from embedding_pipelines.plan import Plan
+    from embedding_pipelines.push import Receipt
     from embedding_pipelines.serving.client import EmbeddingPipelines
-    from embedding_pipelines.serving.wire import CreatedReply, RunReply
+    from embedding_pipelines.serving.wire import CreatedReply, DocumentsReceipt, RunReply
 
 log = logging.getLogger(__name__)
 
 SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 MEGABYTE = 1e6
+DOCUMENT = re.compile(r"\bdocuments\[(\d+)\]")  # as the server calls one of a request
+PUSH_SECONDS = 600.0  # to embed all documents of a request
+STEP = ("step", "changed", "seconds")  # of a step's row: what is no statistic
+NO_REASON = "The server says no reason."
 
 
-def open_client(server: str) -> "EmbeddingPipelines":
+def open_client(server: str, timeout_seconds: float = 60.0) -> "EmbeddingPipelines":
     """A client of a server, with the key in $EMBEDDING_API_KEY."""
     from embedding_pipelines.serving.client import EmbeddingPipelines
 
-    return EmbeddingPipelines(server=server)
+    return EmbeddingPipelines(server=server, timeout_seconds=timeout_seconds)
 
 
 def rows(server: str, filter: str) -> list[dict[str, Any]]:
@@ -58,6 +75,105 @@ def status(server: str, names: Sequence[str] | None) -> Outcomes:
         title = f"\n{row.pipeline}" if number else row.pipeline
         yield Output([values], partial(print_statistics, make_console(), title, statistics))
     yield from problems
+
+
+def release(server: str, name: str, reason: str) -> tuple[dict[str, Any], str]:
+    """What `release` has done, as `run` says it, and the error that ended it, if one did."""
+    from embedding_pipelines.progress import StepReport
+
+    with open_client(server) as client:
+        run = _wait(client, client.release(name, reason))
+    if "steps" not in run.result:
+        raise EmbeddingPipelinesError(run.error or NO_REASON)
+    result: dict[str, Any] = {
+        "pipeline": run.pipeline,
+        "run_id": run.run_id,
+        "seconds": run.result["seconds"],
+        "notes": run.result["notes"],
+        "paused": None,
+        "steps": run.result["steps"],
+    }
+    with TerminalProgress(make_console(), run.pipeline) as progress:
+        for note in result["notes"]:
+            progress.note(note)
+        for row in result["steps"]:
+            rest = {key: value for key, value in row.items() if key not in STEP}
+            progress.finish(StepReport(row["step"], row["changed"], rest, seconds=row["seconds"]))
+    return result, run.error or ""
+
+
+def rollback(server: str, name: str, to: int | None) -> dict[str, Any]:
+    """What `rollback` has done."""
+    with open_client(server) as client:
+        run = _succeeded(_wait(client, client.rollback(name, to)))
+    return {"pipeline": run.pipeline, **run.result}
+
+
+def forget(
+    server: str, name: str, ids: Sequence[str], sources: Sequence[str], undo: bool
+) -> tuple[str, dict[str, Any]]:
+    """The pipeline's name, and the receipt of `forget`; with `undo` how many may come back."""
+    with open_client(server) as client:
+        run = _succeeded(_wait(client, client.forget(name, ids, sources=sources, undo=undo)))
+    return run.pipeline, run.result
+
+
+def plans(server: str, names: Sequence[str] | None) -> "Iterator[Plan | Problem]":
+    """What runs of pipelines would do, of all without names; in place of a plan why there is none."""
+    from embedding_pipelines.plan import Plan
+    from embedding_pipelines.serving.wire import NotFound
+
+    with open_client(server) as client:
+        every = names or [each.pipeline for each in client.list() if each.status != "archived"]
+        if not every:
+            raise ConfigError(f"There are no pipelines on {server}.")
+        for name in dict.fromkeys(every):
+            try:
+                run = _wait(client, client.plan(name))
+            except NotFound as error:
+                yield Problem(str(error), name)
+                continue
+            failed = run.status == "failed"
+            problem = Problem(f"{run.pipeline}: {run.error}", run.pipeline)
+            yield problem if failed else Plan(**cast("dict[str, Any]", run.result))
+
+
+class RemotePusher:
+    """Takes documents for a pipeline of a server, as `push.Pusher` does for one of this folder."""
+
+    def __init__(self, server: str, name: str) -> None:
+        self._client, self.pipeline = open_client(server, PUSH_SECONDS), name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+    def put(self, documents: Sequence[Any], place: Callable[[int], str]) -> "Receipt":
+        """Raises as `Pusher.put`."""
+        from embedding_pipelines.push import check_document
+        from embedding_pipelines.serving.wire import BadRequest
+
+        for at, document in enumerate(documents):
+            check_document(place(at), document)
+        try:
+            return self._receipt(self._client.push(self.pipeline, documents))
+        except BadRequest as error:
+            text = DOCUMENT.sub(lambda match: place(int(match[1])), str(error))
+            raise DocumentError(text) from None
+
+    def delete(self, ids: Sequence[str]) -> "Receipt":
+        return self._receipt(self._client.delete_documents(self.pipeline, ids))
+
+    def withdraw(self, ids: Sequence[str]) -> "Receipt":
+        return self._receipt(self._client.withdraw(self.pipeline, ids))
+
+    def _receipt(self, reply: "DocumentsReceipt") -> "Receipt":
+        from embedding_pipelines.push import Receipt
+
+        self.pipeline = reply.pipeline
+        return Receipt(**reply.model_dump())
 
 
 def create(server: str, config: Mapping[str, Any]) -> "CreatedReply":
@@ -156,16 +272,8 @@ def metrics(server: str) -> Outcomes:
 
 
 def _ended(client: "EmbeddingPipelines", start: "Callable[[], RunReply]") -> Outcomes:
-    """Long work, once it has ended."""
-    from embedding_pipelines.serving.wire import RunFailed
-
-    run = start()
-    try:
-        run = client.wait(run)
-    except RunFailed:
-        run = client.get_run(run)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Run {run.run_id} goes on on {client.server}.") from None
+    """What long work says once it has ended."""
+    run = _wait(client, start())
     release = run.result.get("release")
     live = f": release {release} is live" if release and run.kind != "deploy" else ""
     lines = [f"{run.pipeline}: {run.kind} {run.run_id} {run.status}{live}"]
@@ -174,6 +282,25 @@ def _ended(client: "EmbeddingPipelines", start: "Callable[[], RunReply]") -> Out
     yield Output([run.model_dump(mode="json")], partial(say, *lines))
     if run.status == "failed":
         yield Problem(f"{run.pipeline}: {run.error}", run.pipeline)
+
+
+def _wait(client: "EmbeddingPipelines", run: "RunReply") -> "RunReply":
+    """Long work, once it has ended, well or not."""
+    from embedding_pipelines.serving.wire import RunFailed
+
+    try:
+        return client.wait(run)
+    except RunFailed:
+        return client.get_run(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Run {run.run_id} goes on on {client.server}.") from None
+
+
+def _succeeded(run: "RunReply") -> "RunReply":
+    """The same work, if it did well. Raises EmbeddingPipelinesError with the reason if it did not."""
+    if run.status == "failed":
+        raise EmbeddingPipelinesError(run.error or NO_REASON)
+    return run
 
 
 def _samples(text: str) -> Iterator[dict[str, Any]]:

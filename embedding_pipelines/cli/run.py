@@ -201,7 +201,7 @@ def run_one(
     """
     with _without_collection():
         from embedding_pipelines.activity import forget_activity
-        from embedding_pipelines.progress import Limited
+        from embedding_pipelines.progress import Limited, as_rows
         from embedding_pipelines.remote import is_current
         from embedding_pipelines.steps.chain import steps_of, up_to_date
 
@@ -225,22 +225,13 @@ def run_one(
             run_id, problem = outcome.run_id, outcome.problem
         for report in reports or ():
             progress.finish(report)
-    rows = [
-        {
-            "step": report.step,
-            "changed": report.changed,
-            "seconds": round(report.seconds, 3),
-            **report.statistics,
-        }
-        for report in progress.reports
-    ]
     result = {
         "pipeline": spec.name,
         "run_id": run_id,
         "seconds": round(time.perf_counter() - started, 3),
         "notes": progress.notes,
         "paused": limited.paused or None,
-        "steps": rows,
+        "steps": as_rows(progress.reports),
     }
     return result, problem
 
@@ -261,54 +252,51 @@ def _without_collection() -> Iterator[None]:
 
 
 @app.command()
-def plan(names: Names = None) -> Outcomes:
+def plan(names: Names = None, server: ServerUrl = None) -> Outcomes:
     """Say what a run would do, cost and take.
 
     It reads and cuts documents in a copy, in the system's temporary folder. It embeds nothing and
     changes nothing; a service may be asked once which model it serves.
     """
-    from embedding_pipelines.plan import plan as make_plan
-    from embedding_pipelines.validate import faults
+    is_first = True
+    for plan in remote.plans(server, names) if server else _plans(names):
+        if isinstance(plan, Problem):
+            yield plan
+            continue
+        lines = ([] if is_first else [""]) + plan_in_words(plan)
+        yield Output([vars(plan)], partial(say, *lines))
+        is_first = False
+
+
+def _plans(names: list[str] | None) -> "Iterator[Plan | Problem]":
+    """Of the pipelines of this folder; in place of a plan why there is none."""
+    from embedding_pipelines.plan import plan_of
 
     specs, problems = load_specs(names)
     yield from problems
     if problems and names:
         return
-    for number, spec in enumerate(specs):
-        wrong = [
-            fault.what
-            for fault in faults(spec, open_warehouse())
-            if not fault.is_key and not fault.is_doubt
-        ]
-        if wrong:
-            yield Problem("\n".join(f"{spec.name}: {what}" for what in wrong), spec.name)
-            continue
+    for spec in specs:
         try:
-            with open_run(spec) as run:
-                plan = make_plan(run)
+            yield plan_of(spec, open_warehouse())
         except EmbeddingPipelinesError as error:
             yield Problem(f"{spec.name}: {error}", spec.name)
-            continue
-        lines = ([""] if number else []) + plan_in_words(plan, spec)
-        yield Output([vars(plan)], partial(say, *lines))
 
 
-def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
+def plan_in_words(plan: "Plan") -> list[str]:
     """What a plan says, in lines for people."""
     rows = {"new": plan.rows_new, "changed": plan.rows_changed, "deleted": plan.rows_deleted}
     changes = [f"{count:,} {word}" for word, count in rows.items() if count]
     unchanged = f"{counted(plan.rows_unchanged, 'row')} unchanged" if plan.rows_unchanged else ""
     what = ", ".join([*changes, *filter(None, [unchanged])]) or "no rows"
-    lines = [f"{spec.name}: {what}{'' if changes else '; a run has nothing to do'}"]
+    lines = [f"{plan.pipeline}: {what}{'' if changes else '; a run has nothing to do'}"]
     if plan.built_anew:
         lines.append(f"  builds   the table anew, since {plan.built_anew} changed")
     if plan.texts_to_embed or plan.images_to_embed:
-        model = f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":")
-        lines.append(
-            f"  embeds   {', '.join(_to_embed(plan))}, in {counted(plan.requests, 'request')} to {model}"
-        )
+        requests = f"{counted(plan.requests, 'request')} to {plan.provider}"
+        lines.append(f"  embeds   {', '.join(_to_embed(plan))}, in {requests}")
     if plan.cache_hits:
-        kind = "vector" if spec.source.has_images else "text"
+        kind = "vector" if plan.has_images else "text"
         lines.append(f"  cached   {counted(plan.cache_hits, kind)}, which cost nothing")
     if plan.texts_waiting:
         lines.append(f"  waits    for {counted(plan.texts_waiting, 'text')} in batch jobs")
@@ -318,7 +306,7 @@ def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
         lines.append(f"  costs    {_usd_in_words(plan.usd)}")
     if plan.within_budget is False:
         lines.append("  budget   does not suffice: the run ends there, and the next one goes on")
-    elif spec.budget is not None:
+    elif plan.has_budget:
         lines.append(f"  budget   {'suffices' if plan.within_budget else 'not known to suffice'}")
     if plan.tokens or plan.images_to_embed:
         took = "" if plan.seconds is None else f"about {words_of(plan.seconds)}: "
@@ -352,6 +340,7 @@ def release(
         bool, typer.Option("--force", help="Release it though checks of its quality failed.")
     ] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the release keeps it.")] = "",
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Release what checks hold back, with a reason.
 
@@ -362,7 +351,10 @@ def release(
             "`run` releases what passes its checks. To release what they hold back, give "
             "--force and --reason '…'; the release keeps the reason."
         )
-    result, problem = run_one(load_spec(name), force_reason=reason.strip())
+    if server:
+        result, problem = remote.release(server, name, reason.strip())
+    else:
+        result, problem = run_one(load_spec(name), force_reason=reason.strip())
     yield Output([result], partial(_say_end, result, problem))
     if problem:
         yield Problem(problem, result["pipeline"])
@@ -374,23 +366,21 @@ def rollback(
     to: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="Which release (default: the one before).")
     ] = None,
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Make an earlier release live again."""
-    from embedding_pipelines.progress import Silent
-    from embedding_pipelines.releases import rollback as go_back
-    from embedding_pipelines.remote import is_shared, writing
+    if server:
+        result = remote.rollback(server, name, to)
+    else:
+        from embedding_pipelines.remote import rollback as go_back
 
-    name, warehouse = find_released(name), open_warehouse()
-    folder = warehouse.pipeline(name)
-    with contextlib.ExitStack() as stack:
-        if is_shared(warehouse):
-            stack.enter_context(folder.lock("run", timeout_seconds=0))
-            stack.enter_context(writing(warehouse, name, Silent()))
-        before, now = go_back(folder, to)
-    result = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
-    rows = counted(now.rows, "row")
+        name = find_released(name)
+        before, now = go_back(open_warehouse(), name, to)
+        result = {"pipeline": name, "before": before.number, "live": now.number, "rows": now.rows}
+    name, rows = result["pipeline"], counted(result["rows"], "row")
+    place = f" --server {server}" if server else ""
     lines = (
-        f"{name}: live release {before.number} -> {now.number} ({rows})",
-        f"To undo it: embedding-pipelines rollback {name} --to {before.number}",
+        f"{name}: live release {result['before']} -> {result['live']} ({rows})",
+        f"To undo it: embedding-pipelines rollback {name} --to {result['before']}{place}",
     )
     yield Output([result], partial(say, *lines))

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,7 +60,7 @@ from embedding_pipelines.steps.reading import FileStatistics, forgotten_by, is_p
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.pushed import pushed_log
-from embedding_pipelines.storage.quotes import Needles
+from embedding_pipelines.storage.quotes import Needles, json_texts
 from embedding_pipelines.storage.receipts import Receipts as SearchReceipts
 from embedding_pipelines.storage.receipts import forget_quotes
 from embedding_pipelines.storage.warehouse import (
@@ -72,6 +72,7 @@ from embedding_pipelines.storage.warehouse import (
 )
 
 Holds = Callable[[str], bool]  # whether a text of an event quotes what is forgotten
+Place = tuple[str, int]  # of a rejected record: its file and row
 DOUBLE = '{"document_id": '  # begins a rejected record that is a whole document
 NEAREST = 10  # rows that each search looks at
 FIGURES = "*-*-*.*"  # of releases and their tables, in the folder of quality
@@ -181,37 +182,18 @@ def forget(
         run.warehouse.batch_jobs_lock(timeout_seconds=0),
         writing(run.warehouse, run.spec.name, run.progress) as writer,
     ):
-        now, before = datetime.now(UTC), read_releases(folder).live
+        now = datetime.now(UTC)
         receipt = Receipt(run.spec.name, now.isoformat(timespec="seconds"))
-        # Nothing is pushed between the look at the log and the tombstone, which refuses it.
-        with pushed_log(run.warehouse, run.spec.name).hold(is_alone=True):
-            traces = find(run, ids, files)
-            receipt.hashes = _leave_tombstone(run, traces, ids, files)
-        receipt.documents, receipt.notes = len(traces.ids), traces.unreadable
-        if traces.equal:
-            receipt.notes.append(
-                f"{traces.equal:,} of the documents are named by none: {why_equal(run.spec.source)}."
-            )
-        # A run that comes before the end of this reads these files again, and leaves them out.
-        places = {(row["file"], row["row"]) for row in _rejected(run, traces, files)}
-        forget_files(run, {*traces.files, *files, *(file for file, _ in places)})
+        traces, places = _begin(run, ids, files, receipt)
         if writer is not None:
             writer.publish()  # before anything is erased, so that no fetch brings it back
         needles = Needles(traces.own_texts)
+        require_lease = run.require_lease if writer is None else writer.require_lease
         _erase_by_text(run, traces, receipt)
         receipt.erased["dagster_runs"] = erase_history(needles.are_in)
-        _erase_from_table(run, traces, receipt)
-        for other in others:
-            other.folder.delete_line()  # whose tables are gone: the next run fills it from the cache
-        _erase_rows(run, traces, places, receipt)
-        if run.folder.output.exists():
-            require_lease = writer.require_lease if writer is not None else run.require_lease
-            receipt.erased["output_rows"] = forget_rows(
-                run, traces.ids, before, receipt.release, require_lease
-            )
-        for line in (run, *others):
-            _forget_training(line, receipt)
+        _erase_from_pipeline([run, *others], traces, places, receipt, require_lease)
         _erase_reports(run, receipt)
+        receipt.erased["server_runs"] = _erase_server_runs(run.warehouse.runs, needles)
         receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(
             traces.ids.__contains__, needles.are_quoted
         ) + forget_quotes(run.warehouse.pipelines, needles.are_quoted)
@@ -223,6 +205,48 @@ def forget(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(receipt))
     return receipt
+
+
+def _begin(
+    run: Run, ids: Collection[str], files: Collection[str], receipt: Receipt
+) -> tuple[Traces, set[Place]]:
+    """What there is to forget, once no run brings it back, and where rejected records of it stand."""
+    # Nothing is pushed between the look at the log and the tombstone, which refuses it.
+    with pushed_log(run.warehouse, run.spec.name).hold(is_alone=True):
+        traces = find(run, ids, files)
+        receipt.hashes = _leave_tombstone(run, traces, ids, files)
+    receipt.documents, receipt.notes = len(traces.ids), traces.unreadable
+    if traces.equal:
+        receipt.notes.append(
+            f"{traces.equal:,} of the documents are named by none: {why_equal(run.spec.source)}."
+        )
+    # A run that comes before the end of this reads these files again, and leaves them out.
+    places = {(row["file"], row["row"]) for row in _rejected(run, traces, files)}
+    forget_files(run, {*traces.files, *files, *(file for file, _ in places)})
+    return traces, places
+
+
+def _erase_from_pipeline(
+    lines: Sequence[Run],
+    traces: Traces,
+    places: Collection[Place],
+    receipt: Receipt,
+    require_lease: Callable[[], None],
+) -> None:
+    """From tables, shards and output of a pipeline, whose lines these are, the first the one that is
+    kept."""
+    run, *others = lines
+    before = read_releases(run.folder).live
+    _erase_from_table(run, traces, receipt)
+    for other in others:
+        other.folder.delete_line()  # whose tables are gone: the next run fills it from the cache
+    _erase_rows(run, traces, places, receipt)
+    if run.folder.output.exists():
+        receipt.erased["output_rows"] = forget_rows(
+            run, traces.ids, before, receipt.release, require_lease
+        )
+    for line in lines:
+        _forget_training(line, receipt)
 
 
 def allow_again(run: Run, ids: Collection[str], files: Collection[str]) -> int:
@@ -379,9 +403,7 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
     return release
 
 
-def _erase_rows(
-    run: Run, traces: Traces, places: Collection[tuple[str, int]], receipt: Receipt
-) -> None:
+def _erase_rows(run: Run, traces: Traces, places: Collection[Place], receipt: Receipt) -> None:
     """From the tables of rejected records, by their places, and from the shards of all steps; from
     documents last, for they tell which documents a file has. The next run makes what hangs on
     changed shards from the cache."""
@@ -466,6 +488,18 @@ def _erase_reports(run: Run, receipt: Receipt) -> None:
         delete(path)
 
 
+def _erase_server_runs(folder: Path, needles: Needles) -> int:
+    """What a server has on record of its runs, some of whose errors quote a text; how many files."""
+    quoting = [
+        path
+        for path in list_files(folder, "*.*")
+        if any(map(needles.are_in, json_texts(path.read_text("utf-8", "replace"))))
+    ]
+    for path in quoting:
+        delete(path)
+    return len(quoting)
+
+
 def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None:
     """See that searches and files hold nothing of it."""
     name, warehouse = run.spec.name, run.warehouse
@@ -503,6 +537,12 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
             receipt.left.append(f"pushed/{name}/{word.segment}")
     if hits:
         receipt.left.append(f"tables/{live.table}.lance" if live else "")
+    _note_copies(run, others, receipt)
+
+
+def _note_copies(run: Run, others: Collection[str], receipt: Receipt) -> None:
+    """Say where else texts are, which is not this command's to erase."""
+    name = run.spec.name
     for each in sorted(others):
         receipt.notes.append(
             f"Pipeline {each!r} holds some of the texts too: forget them there as well."
@@ -512,7 +552,7 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
             f"{name!r} is deployed to {', '.join(places)}, where its releases are as they were: "
             "undeploy it there, then deploy it again."
         )
-    if exports := [path.name for path in list_files(warehouse.root / "exports", f"{name}-*")]:
+    if exports := [path.name for path in list_files(run.warehouse.root / "exports", f"{name}-*")]:
         receipt.notes.append(
             f"Exports are yours, and were not looked into: {', '.join(exports)}. Export again, or "
             "delete them."

@@ -9,6 +9,7 @@ is the server's sentence.
 
 import asyncio
 import base64
+import json
 import os
 import random
 import socket
@@ -32,6 +33,7 @@ from embedding_pipelines.serving.wire import (
     BadRequest,
     CreatedReply,
     DeletedReply,
+    DocumentsReceipt,
     EmbeddingsResponse,
     PipelineReply,
     PipelinesReply,
@@ -219,6 +221,45 @@ class EmbeddingPipelines(_Client):
         """Start to bring a pipeline up to date; `wait` for the run."""
         return self._send(start(f"{_path(id)}/run", None))
 
+    def release(self, id: int | str, reason: str) -> RunReply:
+        """Start to release what checks of its quality hold back; the release keeps the reason."""
+        return self._send(release(id, reason))
+
+    def rollback(self, id: int | str, to: int | None = None) -> RunReply:
+        """Start to make an earlier release live again, None: the one before; `wait` for the run, whose
+        `result` says which was live `before`."""
+        return self._send(rollback(id, to))
+
+    def plan(self, id: int | str) -> RunReply:
+        """Start to reckon what a run would do, cost and take; `wait` for the run, whose `result` has
+        the figures."""
+        return self._send(plan(id))
+
+    def forget(
+        self,
+        id: int | str,
+        ids: Sequence[str] = (),
+        *,
+        sources: Sequence[str] = (),
+        undo: bool = False,
+    ) -> RunReply:
+        """Start to erase documents for good, by their ids or by their source files; `wait` for the
+        run, whose `result` is the receipt. `undo`: let them come back with the next run."""
+        return self._send(forget(id, ids, sources, undo))
+
+    def push(self, id: int | str, documents: Iterable[Mapping[str, Any]]) -> DocumentsReceipt:
+        """Put documents, by the names of the source's columns, in place of those with their ids: all
+        or none. Searches see them when this returns."""
+        return self._send(push(id, documents))
+
+    def delete_documents(self, id: int | str, ids: Sequence[str]) -> DocumentsReceipt:
+        """Delete documents, those of files, too; `unknown` names ids of which there was nothing."""
+        return self._send(push_ids(id, "delete", ids))
+
+    def withdraw(self, id: int | str, ids: Sequence[str]) -> DocumentsReceipt:
+        """Take back what was pushed of documents: from the next run on, files count again."""
+        return self._send(push_ids(id, "withdraw", ids))
+
     def optimize(
         self,
         id: int | str,
@@ -316,16 +357,10 @@ class EmbeddingPipelines(_Client):
     def _send(self, call: Call[Reply]) -> Reply:
         import httpx2
 
-        attempt = 0
+        attempt, options = 0, _options(call)
         while True:
             try:
-                response = self._http.request(
-                    call.method,
-                    call.path,
-                    json=call.body,
-                    params=call.params,
-                    headers=call.headers,
-                )
+                response = self._http.request(call.method, call.path, **options)
             except httpx2.TransportError as error:
                 pause = self._pause_after_error(error, attempt)
             else:
@@ -385,6 +420,34 @@ class AsyncEmbeddingPipelines(_Client):
 
     async def run(self, id: int | str) -> RunReply:
         return await self._send(start(f"{_path(id)}/run", None))
+
+    async def release(self, id: int | str, reason: str) -> RunReply:
+        return await self._send(release(id, reason))
+
+    async def rollback(self, id: int | str, to: int | None = None) -> RunReply:
+        return await self._send(rollback(id, to))
+
+    async def plan(self, id: int | str) -> RunReply:
+        return await self._send(plan(id))
+
+    async def forget(
+        self,
+        id: int | str,
+        ids: Sequence[str] = (),
+        *,
+        sources: Sequence[str] = (),
+        undo: bool = False,
+    ) -> RunReply:
+        return await self._send(forget(id, ids, sources, undo))
+
+    async def push(self, id: int | str, documents: Iterable[Mapping[str, Any]]) -> DocumentsReceipt:
+        return await self._send(push(id, documents))
+
+    async def delete_documents(self, id: int | str, ids: Sequence[str]) -> DocumentsReceipt:
+        return await self._send(push_ids(id, "delete", ids))
+
+    async def withdraw(self, id: int | str, ids: Sequence[str]) -> DocumentsReceipt:
+        return await self._send(push_ids(id, "withdraw", ids))
 
     async def optimize(
         self,
@@ -460,16 +523,10 @@ class AsyncEmbeddingPipelines(_Client):
     async def _send(self, call: Call[Reply]) -> Reply:
         import httpx2
 
-        attempt = 0
+        attempt, options = 0, _options(call)
         while True:
             try:
-                response = await self._http.request(
-                    call.method,
-                    call.path,
-                    json=call.body,
-                    params=call.params,
-                    headers=call.headers,
-                )
+                response = await self._http.request(call.method, call.path, **options)
             except httpx2.TransportError as error:
                 pause = self._pause_after_error(error, attempt)
             else:
@@ -479,6 +536,22 @@ class AsyncEmbeddingPipelines(_Client):
                 pause = self._pause_after_reply(response, attempt)
             await asyncio.sleep(pause)
             attempt += 1
+
+
+def _options(call: Call[Reply]) -> dict[str, Any]:
+    """What httpx is given of a request. Raises BadRequest for a body that JSON cannot say."""
+    options: dict[str, Any] = {"params": call.params, "headers": dict(call.headers)}
+    if call.body is not None:
+        try:
+            text = json.dumps(call.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            options["content"] = text.encode()
+        except (TypeError, ValueError) as error:  # half a character is one of these
+            raise BadRequest(
+                f"The request is no JSON in UTF-8: {error}. Send texts of whole characters, finite "
+                "numbers, booleans, null, lists and objects."
+            ) from None
+        options["headers"]["Content-Type"] = "application/json"
+    return options
 
 
 def create_pipeline(config: Mapping[str, Any]) -> Call[CreatedReply]:
@@ -521,6 +594,41 @@ def compare(
 ) -> Call[RunReply]:
     body = {"models": list(models), "documents": documents}
     return start(f"{_path(id)}/compare", body)
+
+
+def release(id: int | str, reason: str) -> Call[RunReply]:
+    return start(f"{_path(id)}/release", {"reason": reason})
+
+
+def rollback(id: int | str, to: int | None) -> Call[RunReply]:
+    return start(f"{_path(id)}/rollback", {"to": to})
+
+
+def plan(id: int | str) -> Call[RunReply]:
+    return start(f"{_path(id)}/plan", None)
+
+
+def forget(id: int | str, ids: Sequence[str], sources: Sequence[str], undo: bool) -> Call[RunReply]:
+    body = {"ids": _list(ids, "ids"), "sources": _list(sources, "sources"), "undo": undo}
+    return start(f"{_path(id)}/forget", body)
+
+
+def push(id: int | str, documents: Iterable[Mapping[str, Any]]) -> Call[DocumentsReceipt]:
+    body = {"documents": [dict(document) for document in documents]}
+    return Call("POST", f"{_path(id)}/documents", _as(DocumentsReceipt), body)
+
+
+def push_ids(id: int | str, verb: str, ids: Sequence[str]) -> Call[DocumentsReceipt]:
+    """Delete or withdraw documents."""
+    body = {"ids": _list(ids, "ids")}
+    return Call("POST", f"{_path(id)}/documents/{verb}", _as(DocumentsReceipt), body)
+
+
+def _list(texts: Sequence[str], name: str) -> Sequence[str]:
+    """A single text is a sequence of letters, each of which would be another document's id."""
+    if isinstance(texts, str):
+        raise BadRequest(f"{name} is the text {texts!r}. Give a list: [{texts!r}].")
+    return list(texts)
 
 
 def delete(id: int | str, keep_file: bool) -> Call[DeletedReply]:

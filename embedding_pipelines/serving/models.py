@@ -328,6 +328,10 @@ class ServedModel(Worker):
                 raise BadInput(f"images[{fault.row}] has no vector: {fault}") from None
             return Embedded(vectors, 0, self.model.space)
 
+    async def finish_keeping(self) -> None:
+        """Wait until the vectors of all documents that were embedded so far are in the cache."""
+        await self.help(lambda: None)
+
     def _warm(self) -> tuple[Budget, int, float]:
         model = self.model
         budget = Budget(model.batch_tokens, model.limits.request_texts)

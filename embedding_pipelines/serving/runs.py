@@ -5,7 +5,7 @@ data/warehouse/runs/
 ├── ID.json             what was asked for; in the end, how it ended
 ├── ID.log              what the process printed, which is nothing if all goes well
 └── PIPELINE.build      locked by the process that works on the pipeline, for as long as it lives;
-                        PIPELINE.deploy and PIPELINE.compare the same for these
+                        PIPELINE.deploy, .compare, .plan and .rollback the same for these
 """
 
 import contextlib
@@ -30,11 +30,16 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 GROUPS: Mapping[RunKind, str] = {  # of two in one group, the second is refused
     "run": "build",
+    "release": "build",
+    "forget": "build",
+    "rollback": "rollback",  # it does not wait for the end of a run
+    "plan": "plan",
     "optimize": "build",
     "compare": "compare",
     "deploy": "deploy",
     "undeploy": "deploy",
 }
+JOBS: tuple[RunKind, ...] = ("run", "optimize", "compare", "deploy", "undeploy")  # of Dagster
 WORK = (sys.executable, "-m", "embedding_pipelines.serving.work")
 KEPT = 200  # records, and their logs
 LOOK_SECONDS = 0.05  # who looks whether a lock is free has it for less
@@ -48,7 +53,8 @@ class Record(BaseModel):
     pipeline: str
     pipeline_id: int | None
     kind: RunKind
-    options: dict[str, Any]  # of the kind, e.g. a method; no secrets
+    # Of the kind, e.g. a method; no secrets. Gone once the work begins: they may name what it forgets.
+    options: dict[str, Any]
     asked_at: datetime
     ended_at: datetime | None = None
     problem: str = ""  # why it failed
@@ -62,7 +68,7 @@ class Runs:
         """`command` is called with the home folder, the run's id and the number of the open, locked
         file."""
         self.home, self.warehouse, self._command = home, Warehouse(home), command
-        self.folder = self.warehouse.root / "runs"
+        self.folder = self.warehouse.runs
 
     def start(
         self,
@@ -111,7 +117,7 @@ class Runs:
         from embedding_pipelines.orchestration.history import past_runs
 
         replies = {reply.run_id: reply for reply in map(self._reply, self._records(pipeline))}
-        for past in past_runs(self.home, pipeline, GROUPS, limit):
+        for past in past_runs(self.home, pipeline, JOBS, limit):
             if past.run_id not in replies:
                 replies[past.run_id] = RunReply(pipeline=pipeline, **vars(past))
         newest = sorted(replies.values(), key=lambda reply: reply.began_at, reverse=True)
@@ -217,7 +223,7 @@ class Runs:
 
         record = self.read(record.run_id)
         if record.ended_at is None:
-            record.ended_at, record.problem = datetime.now(UTC), ENDED
+            record.ended_at, record.problem, record.options = datetime.now(UTC), ENDED, {}
             self.write(record)
             end_run(self.home, record.run_id)
         return record

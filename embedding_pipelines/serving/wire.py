@@ -414,6 +414,7 @@ class DocumentsReceipt(BaseModel):
     number: int = Field(description="Under which it stands in the pipeline's log.")
     documents: int = Field(description="That were put, deleted or withdrawn.")
     chunks: int
+    embedded: int = Field(description="Texts that reached the model; all others it knew.")
     unknown: list[str] = Field(description="Ids of which there was nothing to delete.")
     ignored: list[str] = Field(description="Fields that the pipeline has no column for.")
 
@@ -427,7 +428,9 @@ class Health(BaseModel):
 
 # Management: pipelines, their runs, their deployments.
 
-RunKind = Literal["run", "optimize", "compare", "deploy", "undeploy"]
+RunKind = Literal[
+    "run", "release", "rollback", "forget", "plan", "optimize", "compare", "deploy", "undeploy"
+]
 RunStatus = Literal["queued", "running", "succeeded", "failed"]
 PipelineRef = Annotated[
     int | str, Field(description="A pipeline's number or name.", examples=[123, "products"])
@@ -484,6 +487,32 @@ class CreatedReply(PipelineReply):
 
     is_new: bool
     doubts: list[str] = Field([], description="What may be wrong with it.")
+
+
+class ReleaseRequest(Body):
+    """To release what checks hold back."""
+
+    reason: str = Field(
+        min_length=1, max_length=4_096, description="Why; the release keeps it.", pattern=r"\S"
+    )
+
+
+class RollbackRequest(Body):
+    """Which release is to be live again."""
+
+    to: int | None = Field(None, ge=1, description="Its number; else the one before the live one.")
+
+
+class ForgetRequest(Body):
+    """Documents to erase for good: by their ids, by the source files that they stand in, or both."""
+
+    ids: list[Text] = Field([], max_length=MAX_DOCUMENTS, description="As searches show them.")
+    sources: list[Text] = Field(
+        [], max_length=MAX_DOCUMENTS, description="Source files, as `source.path` has them."
+    )
+    undo: bool = Field(
+        False, description="Let them come back with the next run; nothing is restored."
+    )
 
 
 class OptimizeRequest(Body):

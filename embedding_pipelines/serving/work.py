@@ -3,15 +3,17 @@ HOME RUN LOCK`, where LOCK is the number of the locked file that it keeps open."
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_error
-from embedding_pipelines.progress import Progress, Silent
+from embedding_pipelines.progress import Progress, Recorder, Silent
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.serving.runs import Record, Runs
@@ -29,6 +31,7 @@ def main(home: Path, run_id: str, lock: int) -> int:
     exit code."""
     runs = Runs(home)
     record = runs.read(run_id)
+    runs.write(record.model_copy(update={"options": {}}))
     try:
         record.problem, record.result = perform(home, record)
     except EmbeddingPipelinesError as error:
@@ -42,20 +45,26 @@ def main(home: Path, run_id: str, lock: int) -> int:
         record.problem = f"{kind}: {error}. {FAULT} {runs.folder / f'{run_id}.log'}."
         raise
     finally:
-        record.ended_at = datetime.now(UTC)
+        record.ended_at, record.options = datetime.now(UTC), {}
         runs.write(record)
         os.close(lock)  # the rest of the process keeps nobody waiting
     return 1 if record.problem else 0
 
 
 def perform(home: Path, record: Record) -> tuple[str, dict[str, Any]]:
-    """Why a piece of work failed, empty if it did not, and what came of it."""
+    """Why a piece of work failed, empty if it did not, and what came of it. What the command line
+    does without Dagster needs none here."""
+    if record.kind in WITHOUT_DAGSTER:
+        return "", WITHOUT_DAGSTER[record.kind](home, record)
     from embedding_pipelines.orchestration.launch import run_pipeline, run_work
 
-    if record.kind == "run":
+    if record.kind in ("run", "release"):
+        began, progress = time.perf_counter(), Recorder()
         spec = find_pipeline(record.pipeline, home)
-        problem = run_pipeline(home, spec, Silent(), run_id=record.run_id).problem
-        return problem, _live(home, record.pipeline)
+        reason = record.options.get("reason", "")
+        problem = run_pipeline(home, spec, progress, reason, run_id=record.run_id).problem
+        done = progress.as_json() | {"seconds": round(time.perf_counter() - began, 3)}
+        return problem, _live(home, record.pipeline) | done
     result = dict[str, Any]()
 
     def work(progress: Progress) -> None:
@@ -125,6 +134,35 @@ def _undeploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
     return {"removed": undeploy(Warehouse(home), name, endpoint, key=_key(record))}
 
 
+def _rollback(home: Path, record: Record) -> dict[str, Any]:
+    from embedding_pipelines.remote import rollback
+
+    before, now = rollback(Warehouse(home), record.pipeline, record.options["to"])
+    return {"before": before.number, "live": now.number, "rows": now.rows}
+
+
+def _forget(home: Path, record: Record) -> dict[str, Any]:
+    """Erase documents, or let them come back."""
+    from embedding_pipelines.forget.forget import allow_again, forget, source_name
+    from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
+    from embedding_pipelines.remote import refresh
+
+    options, name = record.options, record.pipeline
+    with Run(find_pipeline(name, home), Warehouse(home), Silent()) as run:
+        ids, files = options["ids"], [source_name(run, given) for given in options["sources"]]
+        if options["undo"]:
+            return {"undone": allow_again(run, ids, files)}
+        refresh(run.warehouse, name)
+        receipt = forget(run, ids, files, partial(delete_runs_that_quote, home, name))
+    return asdict(receipt) | {"path": receipt.path.removeprefix(f"{home}/")}
+
+
+def _plan(home: Path, record: Record) -> dict[str, Any]:
+    from embedding_pipelines.plan import plan_of
+
+    return asdict(plan_of(find_pipeline(record.pipeline, home), Warehouse(home)))
+
+
 def _key(record: Record) -> str:
     """What an endpoint is sent: the server's own key, if whoever asked for the work has it."""
     return os.environ.get(KEY_VARIABLE, "") if record.options.get("sends_key") else ""
@@ -132,6 +170,11 @@ def _key(record: Record) -> str:
 
 WORK: Mapping[str, Callable[[Path, Record, Progress], dict[str, Any]]] = MappingProxyType(
     {"optimize": _optimize, "compare": _compare, "deploy": _deploy, "undeploy": _undeploy}
+)
+
+
+WITHOUT_DAGSTER: Mapping[str, Callable[[Path, Record], dict[str, Any]]] = MappingProxyType(
+    {"rollback": _rollback, "forget": _forget, "plan": _plan}
 )
 
 

@@ -454,6 +454,7 @@ class Warehouse:
         self.batch_jobs = self.root / "batch_jobs"
         self.forgotten = self.root / "forgotten"  # what never comes back, a file per pipeline
         self.pushed = self.root / "pushed"  # what programs have pushed, a folder per pipeline
+        self.runs = self.root / "runs"  # how a server's long work ended, and what it printed
         self.reports = self.root / "reports"  # NAME.html, a page per pipeline
 
     def comparison(self, name: str) -> Path:

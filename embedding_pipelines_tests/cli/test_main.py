@@ -352,7 +352,7 @@ def test_rollback_moves_the_live_release_there_and_back(command: Command, things
     assert "has no release before 1" in command("rollback", "things").err
     assert "has no release 9; it has 1, 2" in command("rollback", "things", "--to", "9").err
     back = command("rollback", "things", "--to", "2", "--json")
-    assert back.results == [{"pipeline": "things", "from": 1, "live": 2, "rows": 3}]
+    assert back.results == [{"pipeline": "things", "before": 1, "live": 2, "rows": 3}]
 
 
 def test_a_release_is_searched_without_its_pipeline_file(command: Command, things: Path) -> None:

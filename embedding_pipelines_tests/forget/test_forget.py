@@ -601,6 +601,19 @@ def test_what_was_pushed_leaves_the_log_the_cache_and_open_searchers(
         pusher.put([{"id": "ada", "title": "again"}])
 
 
+def test_what_a_server_has_on_record_of_its_runs_goes_where_it_quotes(released: Path) -> None:
+    """Else the proof would name it for ever."""
+    for name in ("quotes", "other"):
+        problem = f"known_items: '{SECRET}.' is not found." if name == "quotes" else "x"
+        path = Warehouse(released).runs / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"problem": problem}))
+        path.with_suffix(".log").write_text(problem)
+    receipt = forget_it(released, "ada")
+    assert (receipt.left, receipt.erased["server_runs"]) == ([], 2)
+    assert {path.stem for path in Warehouse(released).runs.iterdir()} == {"other"}
+
+
 def test_what_was_pushed_before_the_first_run_is_forgotten(home: Path) -> None:
     write_pipeline(home, "p", "input_type: text\nmodel: {provider: hashing}\n")
     with Pusher(run_of(home, "p").spec, Warehouse(home)) as pusher:

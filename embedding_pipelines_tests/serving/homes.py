@@ -44,4 +44,4 @@ def finish_writing(client: TestClient) -> None:
     server: Server = client.app.state.server  # type: ignore[attr-defined]
     assert client.portal is not None
     for model in server.models:
-        client.portal.call(model.help, lambda: None)
+        client.portal.call(model.finish_keeping)

@@ -85,6 +85,66 @@ def test_the_async_client_does_the_same(script: Script, pauses: list[float]) -> 
     assert body == {"method": "pca", "dimensions": 128}
 
 
+RECEIPT = {
+    "pipeline": "p",
+    "number": 3,
+    "documents": 1,
+    "chunks": 1,
+    "embedded": 1,
+    "unknown": ["b"],
+    "ignored": [],
+}
+CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Any]] = [
+    ("release", (7, "It is so."), {}, "release", {"reason": "It is so."}),
+    ("rollback", (7,), {}, "rollback", {}),
+    ("rollback", (7, 2), {}, "rollback", {"to": 2}),
+    ("plan", (7,), {}, "plan", None),
+    (
+        *("forget", (7, ["a"]), {"sources": ["b.csv"]}, "forget"),
+        {"ids": ["a"], "sources": ["b.csv"], "undo": False},
+    ),
+    ("push", (7, iter([{"id": "a"}])), {}, "documents", {"documents": [{"id": "a"}]}),
+    ("delete_documents", (7, ["a", "b"]), {}, "documents/delete", {"ids": ["a", "b"]}),
+    ("withdraw", (7, ["a"]), {}, "documents/withdraw", {"ids": ["a"]}),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "options", "path", "body"), CALLS)
+def test_what_is_live_and_what_is_in_it_are_changed_by_one_call_each(
+    script: Script, method: str, given: Any, options: dict[str, Any], path: str, body: Any
+) -> None:
+    reply = RECEIPT if path.startswith("documents") else RUN
+    script.answers = [(202, reply), (202, reply)]
+
+    async def work(again: Any) -> Any:
+        async with AsyncEmbeddingPipelines("key", script.address) as client:
+            return await getattr(client, method)(*again, **options)
+
+    with EmbeddingPipelines("key", script.address) as client:
+        again = (given[0], [{"id": "a"}]) if method == "push" else given
+        answers = [getattr(client, method)(*given, **options), asyncio.run(work(again))]
+    assert answers[0] == answers[1]
+    for sent, where, headers, values in script.requests:
+        assert (sent, where, values) == ("POST", f"/api/embedding-pipelines/7/{path}", body)
+        assert ("Idempotency-Key" in headers) == (reply is RUN)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "words"),
+    [
+        ("push", [{"id": "a", "price": float("nan")}], "finite numbers"),
+        ("push", [{"id": "a", "at": object()}], "not JSON serializable"),
+        ("push", [{"id": "a", "text": "\ud800"}], "whole characters"),
+        ("delete_documents", ["\udcff"], "whole characters"),
+        ("delete_documents", "abc", r"ids is the text 'abc'. Give a list: \['abc'\]"),
+        ("forget", "abc", "Give a list"),
+    ],
+)
+def test_what_json_cannot_say_is_a_sentence(method: str, given: Any, words: str) -> None:
+    with EmbeddingPipelines("key") as client, pytest.raises(BadRequest, match=words):
+        getattr(client, method)(7, given)
+
+
 def test_a_server_says_how_long_to_wait(script: Script, pauses: list[float]) -> None:
     busy = {"error": "busy"}
     script.answers = [

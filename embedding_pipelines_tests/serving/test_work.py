@@ -48,6 +48,7 @@ def do(home: Path, kind: RunKind, **options: Any) -> RunReply:
         os.close(lock)  # it is closed
     reply = runs.get(record.run_id)
     assert code == (1 if reply.status == "failed" else 0)
+    assert runs.read(record.run_id).options == {}  # they may name what was forgotten
     return reply
 
 
@@ -56,7 +57,10 @@ GOAL: dict[str, Any] = {"dimensions": None, "floor": None, "most_ms": 500.0}
 
 def test_a_run_and_optimize_are_dagster_runs_with_the_ids_that_were_promised(home: Path) -> None:
     run = do(home, "run")
-    assert (run.status, run.result) == ("succeeded", {"release": 1, "rows": 20})
+    assert (run.status, run.result["release"], run.result["rows"]) == ("succeeded", 1, 20)
+    steps = run.result["steps"]
+    assert isinstance(steps, list)
+    assert [step["step"] for step in steps if isinstance(step, dict)][-1] == "release"
     optimized = do(home, "optimize", methods=["int8"], **GOAL)
     assert optimized.status == "succeeded", optimized.error
     assert optimized.result["release"] == 2

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -44,8 +45,9 @@ async def put(pipeline: Pipeline, body: DocumentsRequest, caller: AnyCaller) -> 
         model.admit(None, caller.seconds_left, size)
         texts = await asyncio.to_thread(pusher.cut, body.documents)
         # By the lanes, into the embedding cache, before anything is written.
+        computed = 0
         if texts:
-            await caller.wait_for(
+            embedded = await caller.wait_for(
                 model.embed(
                     *(texts, "document", list),
                     name="chunk {} of the documents".format,
@@ -53,7 +55,10 @@ async def put(pipeline: Pipeline, body: DocumentsRequest, caller: AnyCaller) -> 
                     recipient=caller,
                 )
             )
-        return _reply(await asyncio.to_thread(pusher.put, body.documents))
+            computed = embedded.computed
+            await model.finish_keeping()  # else the pusher would have them embedded again
+        receipt = await asyncio.to_thread(pusher.put, body.documents)
+        return _reply(replace(receipt, embedded=computed + receipt.embedded))
 
 
 @router.post("/delete")
@@ -109,6 +114,7 @@ def _reply(receipt: Receipt) -> DocumentsReceipt:
         number=receipt.number,
         documents=receipt.documents,
         chunks=receipt.chunks,
+        embedded=receipt.embedded,
         unknown=receipt.unknown,
         ignored=receipt.ignored,
     )

@@ -114,13 +114,13 @@ def create(
             f"Invalid config: it names ${KEY_VARIABLE}, the key of this server, which goes to nobody. "
             "Name the variable of the service's own key."
         )
-    doubts, permissions = list[str](), _server(request).permissions
+    doubts, permissions = list[str](), server_of(request).permissions
 
     def check(spec: PipelineSpec) -> None:
         permissions.check_model(spec.model)
         permissions.check_engine(spec.engine)
         permissions.check_output(spec.output)
-        doubts.extend(check_new(spec, _server(request).warehouse))
+        doubts.extend(check_new(spec, server_of(request).warehouse))
 
     try:
         permissions.check_texts(config)
@@ -153,11 +153,11 @@ def deploy(
     from embedding_pipelines.releases import live_release
     from embedding_pipelines.serving.targets.deploy import target_of
 
-    name, number = _find(request, str(body.id))
-    live_release(_server(request).warehouse.pipeline(name))
+    name, number = find(request, str(body.id))
+    live_release(server_of(request).warehouse.pipeline(name))
     target_of(body.endpoint)
     options = {"endpoint": body.endpoint, "sends_key": has_own_key(request)}
-    return _start(request, response, name, number, "deploy", options, key)
+    return start(request, response, name, number, "deploy", options, key)
 
 
 @router.post(
@@ -172,8 +172,10 @@ def undeploy(
     """Remove all that `deploy` made at an endpoint; the run's result says what."""
     from embedding_pipelines.deployments import read_deployments
 
-    name, number = _find(request, str(body.id))
-    places = [each.endpoint for each in read_deployments(_server(request).warehouse.pipeline(name))]
+    name, number = find(request, str(body.id))
+    places = [
+        each.endpoint for each in read_deployments(server_of(request).warehouse.pipeline(name))
+    ]
     if not places:
         raise BadRequest(f"Pipeline {name!r} is deployed to no endpoint: nothing is to be removed.")
     if body.endpoint not in (None, *places) or (len(places) != 1 and body.endpoint is None):
@@ -181,19 +183,19 @@ def undeploy(
             f"Pipeline {name!r} is deployed to {', '.join(places)}. Name one of these."
         )
     options = {"endpoint": body.endpoint, "sends_key": has_own_key(request)}
-    return _start(request, response, name, number, "undeploy", options, key)
+    return start(request, response, name, number, "undeploy", options, key)
 
 
 @router.get("/runs/{run_id}", responses=ABSENT, dependencies=[Depends(allow("read"))])
 def get_run(run_id: Annotated[str, PathParameter(max_length=64)], request: Request) -> RunReply:
     """How a piece of long work stands."""
-    return _reply(request, _server(request).runs.get(run_id))
+    return _reply(request, server_of(request).runs.get(run_id))
 
 
 @router.get("/{id}", responses=ABSENT, dependencies=[Depends(allow("read"))])
 def get_pipeline(id: Id, request: Request) -> PipelineReply:
     """How one pipeline stands."""
-    name, _ = _find(request, id)
+    name, _ = find(request, id)
     for row in _rows(request, name):
         return row
     raise _absent(id)
@@ -205,8 +207,8 @@ def list_runs(
 ) -> RunsReply:
     """The newest runs of a pipeline, whoever started them: also those of schedules, the command line
     and Dagster's interface."""
-    name, _ = _find(request, id)
-    runs = _server(request).runs.of(name, limit)
+    name, _ = find(request, id)
+    runs = server_of(request).runs.of(name, limit)
     return RunsReply(runs=[_reply(request, run) for run in runs])
 
 
@@ -218,8 +220,8 @@ def list_runs(
 )
 def run(id: Id, request: Request, response: Response, key: RequestKey = None) -> RunReply:
     """Bring a pipeline up to date: read what changed, embed what is new, check, release."""
-    name, number = _find(request, id, with_file=True)
-    return _start(request, response, name, number, "run", {}, key)
+    name, number = find(request, id, with_file=True)
+    return start(request, response, name, number, "run", {}, key)
 
 
 @router.post(
@@ -238,11 +240,11 @@ def optimize(
     """
     from embedding_pipelines.optimize.optimize import Goal
 
-    name, number = _find(request, id, with_file=True)
+    name, number = find(request, id, with_file=True)
     methods = (body.method,) if isinstance(body.method, str) else tuple(body.method)
     floor = AUTO_FLOOR if body.floor is None and methods == (AUTO,) else body.floor
     goal = Goal(methods, body.dimensions, floor, body.max_ms)
-    return _start(request, response, name, number, "optimize", asdict(goal), key)
+    return start(request, response, name, number, "optimize", asdict(goal), key)
 
 
 @router.post(
@@ -259,8 +261,8 @@ def compare(
     from embedding_pipelines.spec.create import paths_that_leave
     from embedding_pipelines.spec.load import parse_model
 
-    name, number = _find(request, id, with_file=True)
-    permissions = _server(request).permissions
+    name, number = find(request, id, with_file=True)
+    permissions = server_of(request).permissions
     models = [each if isinstance(each, str) else json.dumps(each) for each in body.models]
     if KEY_VARIABLE in "".join(models):
         raise BadRequest(
@@ -277,7 +279,7 @@ def compare(
     except ConfigError as error:
         raise BadRequest(_without(_home(request), str(error))) from None
     options = {"models": models, "documents": body.documents}
-    return _start(request, response, name, number, "compare", options, key)
+    return start(request, response, name, number, "compare", options, key)
 
 
 @router.delete("/{id}", responses={**ABSENT, **BUSY}, dependencies=[Depends(allow("admin"))])
@@ -286,16 +288,18 @@ def delete(id: Id, request: Request, keep_file: bool = False) -> DeletedReply:
     from embedding_pipelines.delete import delete_pipeline
     from embedding_pipelines.deployments import read_deployments
 
-    name, _ = _find(request, id)
-    places = [each.endpoint for each in read_deployments(_server(request).warehouse.pipeline(name))]
+    name, _ = find(request, id)
+    places = [
+        each.endpoint for each in read_deployments(server_of(request).warehouse.pipeline(name))
+    ]
     if places:
         raise Conflict(f"Pipeline {name!r} is deployed to {', '.join(places)}. Undeploy it first.")
-    with _server(request).runs.holding(name, "build"):
+    with server_of(request).runs.holding(name, "build"):
         deletion = delete_pipeline(_home(request), name, keep_file)
     return DeletedReply(pipeline=name, releases=deletion.releases, size_bytes=deletion.size_bytes)
 
 
-def _start(
+def start(
     request: Request,
     response: Response,
     name: str,
@@ -304,7 +308,7 @@ def _start(
     options: dict[str, Any],
     key: uuid.UUID | None,
 ) -> RunReply:
-    runs: Runs = _server(request).runs
+    runs: Runs = server_of(request).runs
     reply = runs.start(name, number, kind, options, str(key) if key else None)
     response.headers["Location"] = f"{PATH}/runs/{reply.run_id}"
     return reply
@@ -312,7 +316,7 @@ def _start(
 
 def _rows(request: Request, *names: str) -> list[PipelineReply]:
     """How pipelines stand, all without names. Work that has only begun counts."""
-    server, rows = _server(request), list[PipelineReply]()
+    server, rows = server_of(request), list[PipelineReply]()
     for row in list_status(server.home, names or None):
         if server.runs.is_at_work(row["pipeline"]) and "building" not in row["states"]:
             row = row | {"status": "running", "states": [*row["states"], "building"]}
@@ -334,19 +338,19 @@ def _quotes_documents(request: Request, pipeline: str) -> bool:
     """Whether sentences about a pipeline may quote documents that are not for whoever asks."""
     if reads_sentences(request):
         return False
-    server = _server(request)
+    server = server_of(request)
     try:
         return server.access(pipeline).permissions() is not None
     except PermissionsError:
         return True
 
 
-def _find(request: Request, id: str, with_file: bool = False) -> tuple[str, int | None]:
+def find(request: Request, id: str, with_file: bool = False) -> tuple[str, int | None]:
     """The name and the number of a pipeline that there is. Raises NotFound.
 
     A name is one that a pipeline can have, so that it is a folder's name and never a path.
     """
-    server = _server(request)
+    server = server_of(request)
     ids = pipeline_ids(server.home)
     if NUMBER.fullmatch(id):
         name = next((name for name, number in ids.items() if number == int(id)), "")
@@ -365,13 +369,13 @@ def _absent(id: str) -> NotFound:
     return NotFound(f"There is no pipeline {id[:64]!r}. GET {PATH} lists those that there are.")
 
 
-def _server(request: Request) -> Server:
+def server_of(request: Request) -> Server:
     server: Server = request.app.state.server
     return server
 
 
 def _home(request: Request) -> Path:
-    return _server(request).home
+    return server_of(request).home
 
 
 def _without(home: Path, text: str) -> str:

@@ -49,6 +49,7 @@ def test_documents_are_searchable_when_the_answer_comes(client: TestClient, home
         "number": 1,
         "documents": 2,
         "chunks": 2,
+        "embedded": 2,
         "unknown": [],
         "ignored": [],
     }

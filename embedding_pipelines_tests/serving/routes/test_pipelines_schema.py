@@ -19,7 +19,7 @@ CHECKS = [
     checks.content_type_conformance,
     checks.response_schema_conformance,
 ]
-EXAMPLES = 15  # of each operation
+EXAMPLES = 12  # of each operation
 
 
 def test_management_keeps_to_the_document(tmp_path: Path) -> None:
