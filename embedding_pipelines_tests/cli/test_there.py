@@ -157,7 +157,8 @@ def test_documents_are_pushed_deleted_and_withdrawn(both: Both, tmp_path: Path) 
     assert said.out == (
         "things: deleted 2 documents; nothing was there of no\nthings: withdrew 1 document\n"
     )
-    assert "name a file of documents" in same(both("push", "things")).err
+    said = same(both("push", "things"))
+    assert (said.code, "Name a file of documents" in said.err) == (2, True)
 
 
 def test_documents_are_forgotten(both: Both, tmp_path: Path) -> None:
