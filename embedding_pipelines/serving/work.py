@@ -154,7 +154,9 @@ def _forget(home: Path, record: Record) -> dict[str, Any]:
             return {"undone": allow_again(run, ids, files)}
         refresh(run.warehouse, name)
         receipt = forget(run, ids, files, partial(delete_runs_that_quote, home, name))
-    return asdict(receipt) | {"path": receipt.path.removeprefix(f"{home}/")}
+    # Without where the home folder is, which is nobody's business far away.
+    notes = [note.replace(f"{home}/", "") for note in receipt.notes]
+    return asdict(receipt) | {"notes": notes, "path": receipt.path.removeprefix(f"{home}/")}
 
 
 def _plan(home: Path, record: Record) -> dict[str, Any]:

@@ -100,7 +100,10 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], str, Any]] = [
     ("rollback", (7, 2), {}, "rollback", {"to": 2}),
     ("plan", (7,), {}, "plan", None),
     (
-        *("forget", (7, ["a"]), {"sources": ["b.csv"]}, "forget"),
+        "forget",
+        (7, ["a"]),
+        {"sources": ["b.csv"]},
+        "forget",
         {"ids": ["a"], "sources": ["b.csv"], "undo": False},
     ),
     ("push", (7, iter([{"id": "a"}])), {}, "documents", {"documents": [{"id": "a"}]}),

@@ -309,7 +309,8 @@ def start(
     key: uuid.UUID | None,
 ) -> RunReply:
     runs: Runs = server_of(request).runs
-    reply = runs.start(name, number, kind, options, str(key) if key else None)
+    given = (name, number, kind, options, str(key) if key else None)
+    reply = _reply(request, runs.start(*given))
     response.headers["Location"] = f"{PATH}/runs/{reply.run_id}"
     return reply
 
@@ -329,7 +330,7 @@ def _rows(request: Request, *names: str) -> list[PipelineReply]:
 def _reply(request: Request, run: RunReply) -> RunReply:
     """A run as a request may read it."""
     if not _quotes_documents(request, run.pipeline):
-        return run
+        return run.model_copy(update={"error": run.error and _without(_home(request), run.error)})
     error = run.error and "Whoever runs the server sees why."
     return run.model_copy(update={"error": error, "result": {}})
 

@@ -14,7 +14,7 @@ from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines_tests.chain import copy_home, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
-from embedding_pipelines_tests.serving.test_runs import STUB
+from embedding_pipelines_tests.serving.test_runs import STUB, until
 
 PATH = "/api/embedding-pipelines"
 
@@ -49,7 +49,7 @@ def client(server: Server) -> Iterator[TestClient]:
 def test_it_is_a_run_that_a_key_of_its_scope_starts(
     client: TestClient, server: Server, path: str, body: Any, scope: str, options: dict[str, Any]
 ) -> None:
-    for each in SCOPES[: SCOPES.index(scope)]:  # type: ignore[arg-type]
+    for each in SCOPES[: SCOPES.index(scope)]:
         headers = {"Authorization": f"Bearer {add_key(server.home, each, each)}"}
         refused = client.post(f"{PATH}/things/{path}", json=body, headers=headers)
         assert (refused.status_code, f"this takes {scope}" in refused.text) == (403, True)
@@ -90,3 +90,12 @@ def test_a_rollback_waits_for_no_run_and_a_release_for_the_end_of_one(client: Te
         assert (refused.status_code, run["run_id"] in refused.text) == (409, True)
     assert client.post(f"{PATH}/things/rollback", json={}).status_code == 202
     assert client.post(f"{PATH}/things/plan").status_code == 202
+
+
+def test_why_it_failed_says_nothing_of_where_the_home_is(
+    client: TestClient, server: Server
+) -> None:
+    (server.home / "end").write_text(f"{server.home}/pipelines/things.yaml:1: no such key.")
+    place = client.post(f"{PATH}/things/plan").headers["Location"]
+    until(lambda: client.get(place).json()["status"] == "failed")
+    assert client.get(place).json()["error"] == "pipelines/things.yaml:1: no such key."
