@@ -108,7 +108,7 @@ def finetune(
     `prompts` by input type stand before queries and texts. `checkpoints` is a folder of this
     training alone, of the same examples and options: with one in it, training goes on from there.
     It stays; the caller deletes it. `advance` is given steps and all steps. Weights are the same
-    for the same examples, options, machine and number of threads.
+    for the same examples, options, kind of processor and number of threads.
     """
     require_finetuning(options)
     transformers, library = need("transformers", "local"), need("sentence_transformers", "local")

@@ -192,8 +192,8 @@ def wider(folder: Path, device: str) -> Torch:
 
 def processor_has_bfloat16() -> bool:
     """Whether this processor multiplies matrices in bfloat16 faster than in float32."""
-    read = getattr(need("torch", "local").cpu, "get_capabilities", dict)
-    return bool(read().get("amx_bf16") or read().get("avx512_bf16"))
+    capabilities: dict[str, Any] = need("torch", "local").cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def wider_precision() -> Literal["bfloat16", "float32"]:

@@ -14,7 +14,8 @@ from embedding_pipelines.access import Visible
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import Release, find_released, live_release
-from embedding_pipelines.report.map import MAX_POINTS, place_points, read_points
+from embedding_pipelines.report.layout import MAX_POINTS
+from embedding_pipelines.report.map import place_points, read_points
 from embedding_pipelines.report.searches import cut
 from embedding_pipelines.serving.admission import Line
 from embedding_pipelines.serving.wire import MapResponse
