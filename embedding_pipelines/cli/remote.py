@@ -78,13 +78,41 @@ def status(server: str, names: Sequence[str] | None) -> Outcomes:
 
 
 def release(server: str, name: str, reason: str) -> tuple[dict[str, Any], str]:
-    """What `release` has done, as `run` says it, and the error that ended it, if one did."""
-    from embedding_pipelines.progress import StepReport
-
+    """What `release` has done, as `run` says it, and the error that ended it, if one did. Raises
+    EmbeddingPipelinesError if no step was done."""
     with open_client(server) as client:
         run = _wait(client, client.release(name, reason))
     if "steps" not in run.result:
         raise EmbeddingPipelinesError(run.error or NO_REASON)
+    return _show_steps(run), run.error or ""
+
+
+def runs(
+    server: str, names: Sequence[str] | None
+) -> "Iterator[tuple[dict[str, Any], str] | Problem]":
+    """What runs of pipelines have done, one after the other, of all without names, and the error that
+    ended each, if one did; in place of it why no step was done."""
+    with open_client(server) as client:
+        for name in dict.fromkeys(names or _active(client)):
+            run = _wait(client, client.run(name))
+            if "steps" in run.result:
+                yield _show_steps(run), run.error or ""
+            else:
+                yield Problem(f"{run.pipeline}: {run.error or NO_REASON}", run.pipeline)
+
+
+def _active(client: "EmbeddingPipelines") -> list[str]:
+    """The pipelines of a server. Raises ConfigError if there are none."""
+    names = [each.pipeline for each in client.list() if each.status != "archived"]
+    if not names:
+        raise ConfigError(f"There are no pipelines on {client.server}.")
+    return names
+
+
+def _show_steps(run: "RunReply") -> dict[str, Any]:
+    """The steps of a run on the terminal, as one that is done here shows them, and its result."""
+    from embedding_pipelines.progress import StepReport
+
     result: dict[str, Any] = {
         "pipeline": run.pipeline,
         "run_id": run.run_id,
@@ -99,7 +127,7 @@ def release(server: str, name: str, reason: str) -> tuple[dict[str, Any], str]:
         for row in result["steps"]:
             rest = {key: value for key, value in row.items() if key not in STEP}
             progress.finish(StepReport(row["step"], row["changed"], rest, seconds=row["seconds"]))
-    return result, run.error or ""
+    return result
 
 
 def rollback(server: str, name: str, to: int | None) -> dict[str, Any]:
@@ -124,10 +152,7 @@ def plans(server: str, names: Sequence[str] | None) -> "Iterator[Plan | Problem]
     from embedding_pipelines.serving.wire import NotFound
 
     with open_client(server) as client:
-        every = names or [each.pipeline for each in client.list() if each.status != "archived"]
-        if not every:
-            raise ConfigError(f"There are no pipelines on {server}.")
-        for name in dict.fromkeys(every):
+        for name in dict.fromkeys(names or _active(client)):
             try:
                 run = _wait(client, client.plan(name))
             except NotFound as error:
@@ -180,14 +205,6 @@ def create(server: str, config: Mapping[str, Any]) -> "CreatedReply":
     """A pipeline of a configuration. Raises BadRequest with what is wrong with it."""
     with open_client(server) as client:
         return client.create_pipeline(config)
-
-
-def run(server: str, names: Sequence[str] | None) -> Outcomes:
-    """Run pipelines one after the other, all without names."""
-    with open_client(server) as client:
-        every = names or [each.pipeline for each in client.list() if each.status != "archived"]
-        for name in every:
-            yield from _ended(client, partial(client.run, name))
 
 
 def optimize(

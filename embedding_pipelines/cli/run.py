@@ -69,7 +69,8 @@ def run(
         if re_embed or until or time_limit:
             words = "`--server` takes no other option: a server runs a pipeline whole."
             raise typer.BadParameter(words)
-        yield from remote.run(server, names)
+        for done in remote.runs(server, names):
+            yield from [done] if isinstance(done, Problem) else _ended(*done)
         return
     if re_embed and not names:
         raise typer.BadParameter(
@@ -99,16 +100,22 @@ def run(
             raise KeyboardInterrupt(
                 "What was embedded is kept: the same command goes on from there."
             ) from None
-        yield Output([result], partial(_say_end, result, problem))
-        if problem:
-            yield Problem(f"{spec.name}: {problem}", spec.name)
-        elif result["paused"]:
-            yield Problem(
-                f"{spec.name}: {result['paused']}. Nothing is released until all is embedded; "
-                f"`embedding-pipelines run {spec.name}` goes on from here.",
-                spec.name,
-                PAUSED,
-            )
+        yield from _ended(result, problem)
+
+
+def _ended(result: dict[str, Any], problem: str) -> Outcomes:
+    """What a run has done, and why it went no further, if it did not."""
+    name = result["pipeline"]
+    yield Output([result], partial(_say_end, result, problem))
+    if problem:
+        yield Problem(f"{name}: {problem}", name)
+    elif result["paused"]:
+        yield Problem(
+            f"{name}: {result['paused']}. Nothing is released until all is embedded; "
+            f"`embedding-pipelines run {name}` goes on from here.",
+            name,
+            PAUSED,
+        )
 
 
 @app.command()

@@ -72,10 +72,6 @@ def test_commands_go_to_the_server(command: Command, server: str, tmp_path: Path
     assert said.code == 0, said.err
     assert said.out.index("products") < said.out.index("texts")
     assert "hashing" in said.out
-    (tmp_path / "there" / "end").write_text("")
-    said = command("run", "products", "--server", server)
-    assert said.code == 0, said.err
-    assert "succeeded" in said.out
     (tmp_path / "there" / "end").write_text("The disk is full.")
     said = command("optimize", "--pipeline-id", "1", "--method", "int8", "--server", server)
     assert said.code == 1
