@@ -126,8 +126,6 @@ def finetune(
     transformers.set_seed(options.seed)
     model = _torch.load(base)
     on_processor = _torch.choose_device(device, base.name) is None
-    if on_processor:
-        _leave_out_dropout(model)
     if options.lora:
         peft = need("peft", "finetune")
         model.add_adapter(
@@ -174,15 +172,6 @@ def finetune(
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     with fill_folder(target, MARKER) as draft:
         _without_adapters(model, base, options).save_pretrained(str(draft), create_model_card=False)
-
-
-def _leave_out_dropout(model: Any) -> None:
-    """Of 32 abstracts a step of MiniLM takes 6.8 s of a processor without dropout and 12.1 with it,
-    and another attention; together with bfloat16, where the processor has it, 3.8."""
-    layer = need("torch", "local").nn.Dropout
-    for module in model.modules():
-        if isinstance(module, layer):
-            module.p = 0.0
 
 
 def _dataset(examples: Sequence[Example]) -> Any:
