@@ -17,11 +17,13 @@ from embedding_pipelines.serving.routes.pipelines import (
 )
 from embedding_pipelines.serving.wire import (
     BadRequest,
+    Conflict,
     ForgetRequest,
     ReleaseRequest,
     RollbackRequest,
     RunReply,
 )
+from embedding_pipelines.spec.load import pipeline_file
 
 router = APIRouter(prefix=f"{PATH}/{{id}}", tags=["releases"], responses={**ABSENT, **BUSY})
 
@@ -44,7 +46,14 @@ def rollback(
     """Make an earlier release live again; the run's result says which was live `before`. It waits for
     no run: what is released later is live then."""
     name, number = find(request, id)
-    live_release(server_of(request).warehouse.pipeline(name))
+    server = server_of(request)
+    live = live_release(server.warehouse.pipeline(name))
+    if live.spec.permissions is not None and pipeline_file(name, server.home) is None:
+        raise Conflict(
+            f"Pipeline {name!r} has no file any more, so its live release alone says who may see its "
+            "documents, and another one may say less. Put the file back, or roll back where the "
+            f"warehouse is: `embedding-pipelines rollback {name}`."
+        )
     return start(request, response, name, number, "rollback", {"to": body.to}, key)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_pipelines.releases import Releases, read_releases, write_releases
 from embedding_pipelines.serving.api import create_app
 from embedding_pipelines.serving.auth import SCOPES, Keys, add_key
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.server import Server
+from embedding_pipelines.spec.load import read_pipeline
 from embedding_pipelines_tests.chain import copy_home, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.test_runs import STUB, until
@@ -90,6 +92,22 @@ def test_a_rollback_waits_for_no_run_and_a_release_for_the_end_of_one(client: Te
         assert (refused.status_code, run["run_id"] in refused.text) == (409, True)
     assert client.post(f"{PATH}/things/rollback", json={}).status_code == 202
     assert client.post(f"{PATH}/things/plan").status_code == 202
+
+
+def test_whoever_sees_what_does_not_change_by_a_rollback(
+    client: TestClient, server: Server
+) -> None:
+    """Without its file a pipeline has the permissions of its live release, which another may lack."""
+    permissions = "permissions: {kind: csv, path: acl.csv, id: document, principals: who}\n"
+    spec = read_pipeline(write_pipeline(server.home, "things", f"{HASHING}{permissions}"))
+    folder = server.warehouse.pipeline("things")
+    (live,) = read_releases(folder).releases
+    write_releases(folder, Releases(live=1, releases=[live.model_copy(update={"spec": spec})]))
+    for status in (202, 409):
+        reply = client.post(f"{PATH}/things/rollback", json={})
+        assert (reply.status_code, "Put the file back" in reply.text) == (status, status == 409)
+        (server.home / "end").write_text("")
+        (server.home / "pipelines" / "things.yaml").unlink(missing_ok=True)
 
 
 def test_why_it_failed_says_nothing_of_where_the_home_is(
