@@ -11,6 +11,7 @@ All of it is Pillow's and numpy's, so it does not matter what else is installed.
 
 import hashlib
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
@@ -124,7 +125,7 @@ def pixels_of(image: "ImageLike") -> tuple[str, Pixels]:
     if isinstance(image, bytes):
         return "an image", decode(image)
     if isinstance(image, str | Path):
-        with Path(image).expanduser().open("rb") as file:
+        with open(os.path.expanduser(image), "rb") as file:
             return str(image), decode(file.read(MAX_BYTES + 1))
     if not hasattr(image, "getexif"):
         raise TypeError(f"An image is a path, bytes, or an image of Pillow, not {image!r}.")

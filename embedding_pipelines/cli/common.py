@@ -252,7 +252,7 @@ def find_file_of(text: str) -> Path:
 
     if text.lower().endswith(SUFFIXES):
         for folder in (Path.cwd(), home_folder(), pipelines_folder(home_folder())):
-            path = folder / Path(text).expanduser()
+            path = folder / os.path.expanduser(text)
             if path.exists() or path.is_symlink():
                 return path
         raise ConfigError(f"There is no file {text!r}, from here or in {home_folder()}.")

@@ -7,6 +7,7 @@ beside the old one from the rows that stay, and becomes live in one rename. Then
 was made of. The same command goes on from wherever it was killed, for each part is done anew.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -109,9 +110,10 @@ def source_name(run: Run, given: str) -> str:
     home = run.warehouse.home
     if given in read_files(run):
         return given
-    path = Path(os.path.abspath(Path(given).expanduser()))
+    place = os.path.expanduser(given)  # which keeps an unknown ~user
+    path = Path(os.path.abspath(place))
     if not path.exists():
-        path = Path(os.path.abspath(home / Path(given).expanduser()))
+        path = Path(os.path.abspath(home / place))
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()
 
 
@@ -490,14 +492,13 @@ def _erase_reports(run: Run, receipt: Receipt) -> None:
 
 def _erase_server_runs(folder: Path, needles: Needles) -> int:
     """What a server has on record of its runs, some of whose errors quote a text; how many files."""
-    quoting = [
-        path
-        for path in list_files(folder, "*.*")
-        if any(map(needles.are_in, json_texts(path.read_text("utf-8", "replace"))))
-    ]
-    for path in quoting:
-        delete(path)
-    return len(quoting)
+    count = 0
+    for path in list_files(folder, "*.*"):
+        with contextlib.suppress(FileNotFoundError):  # a server deletes old ones meanwhile
+            if any(map(needles.are_in, json_texts(path.read_text("utf-8", "replace")))):
+                path.unlink()
+                count += 1
+    return count
 
 
 def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None:

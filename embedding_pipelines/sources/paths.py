@@ -73,7 +73,7 @@ def is_within(entries: Iterable[str], home: Path, name: str) -> bool:
     for entry in entries:
         parts = itertools.takewhile(lambda part: not _MAGIC & set(part), entry.split("/"))
         fixed = "/".join(parts)
-        folder = fixed if is_uri(entry) else os.path.abspath(home / Path(fixed).expanduser())
+        folder = fixed if is_uri(entry) else os.path.abspath(home / os.path.expanduser(fixed))
         if f"{place}/".startswith(f"{folder.rstrip('/')}/"):
             return True
     return False
@@ -117,7 +117,7 @@ def _survey(
         if is_uri(entry):
             files |= {file.name: file for file in _objects(entry, suffixes, places)}
             continue
-        whole = Path(os.path.abspath(home / Path(entry).expanduser()))
+        whole = Path(os.path.abspath(home / os.path.expanduser(entry)))
         try:
             _refuse_warehouse(entry, whole, warehouse)
             expanded = _expand(whole, home, suffixes, places)

@@ -360,7 +360,7 @@ def _relative(entry: str, home: Path) -> str:
     """An entry as a pipeline file names it; a shell's own folder may be another than the home."""
     if is_uri(entry):
         return entry
-    path = Path.cwd() / Path(entry).expanduser()
+    path = Path.cwd() / os.path.expanduser(entry)
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()
 
 

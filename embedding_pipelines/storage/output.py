@@ -168,7 +168,7 @@ def absolute(place: str, home: Path) -> str:
     end."""
     if is_uri(place):
         return place.rstrip("/")
-    return Path(os.path.abspath(home / Path(place).expanduser())).as_posix()
+    return Path(os.path.abspath(home / os.path.expanduser(place))).as_posix()
 
 
 def is_below(place: str, folder: str) -> bool:

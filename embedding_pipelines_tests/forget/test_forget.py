@@ -15,7 +15,7 @@ import pytest
 from embedding_pipelines.deployments import Deployment, write_deployment
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import BusyError, ConfigError, DocumentError, StoreError
-from embedding_pipelines.files import write_json
+from embedding_pipelines.files import list_files, write_json
 from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.providers.clip import Clip
@@ -513,6 +513,7 @@ def test_a_file_is_named_from_here_or_from_home(
     names = {source_name(run, given) for given in ("data/a.csv", str(released / "data/a.csv"))}
     monkeypatch.chdir(released / "data")
     assert names | {source_name(run, "a.csv")} == {"data/a.csv"}
+    assert source_name(run, "~no-such-user/a.csv") == "~no-such-user/a.csv"
 
 
 def test_what_is_forgotten_leaves_the_bucket_too(released: Path, tmp_path: Path) -> None:
@@ -601,8 +602,16 @@ def test_what_was_pushed_leaves_the_log_the_cache_and_open_searchers(
         pusher.put([{"id": "ada", "title": "again"}])
 
 
-def test_what_a_server_has_on_record_of_its_runs_goes_where_it_quotes(released: Path) -> None:
-    """Else the proof would name it for ever."""
+def test_what_a_server_has_on_record_of_its_runs_goes_where_it_quotes(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the proof would name it for ever. A server may delete an old one meanwhile."""
+
+    def listed(folder: Path, pattern: str) -> list[Path]:
+        gone = [folder / "gone.json"] if folder == Warehouse(released).runs else []
+        return [*gone, *list_files(folder, pattern)]
+
+    monkeypatch.setattr("embedding_pipelines.forget.forget.list_files", listed)
     for name in ("quotes", "other"):
         problem = f"known_items: '{SECRET}.' is not found." if name == "quotes" else "x"
         path = Warehouse(released).runs / f"{name}.json"

@@ -137,6 +137,7 @@ def test_a_path_in_a_bucket_names_the_extra_that_it_needs(
         ("photos", "/etc/passwd", False),
         ("/data/photos", "/data/photos/b.png", True),
         ("photos", "~nobody/b.png", False),
+        ("~no-such-user", "~no-such-user/b.png", True),
         ("s3://mine/photos/*", "s3://mine/photos/b.png", True),
         ("s3://mine/photos", "s3://mine/b.png", False),
         ("s3://mine/photos", "photos/b.png", False),
