@@ -51,6 +51,7 @@ BOUNDS = {"ge": "{} or more", "le": "{} or less", "gt": "more than {}", "lt": "l
 TRIED = re.compile(
     r"str|int|float|bool|(constrained-|function-|(list|dict|tuple|literal)\[).*|[A-Z].*"
 )
+KEY_FAULTS = ("missing", "extra_forbidden")
 LONGEST_VALUE = 60  # characters of one that is quoted
 
 
@@ -94,7 +95,7 @@ def faults_in_words(faults: Iterable[Mapping[str, Any]]) -> str:
     """
     by_place: dict[str, list[Mapping[str, Any]]] = {}
     for fault in faults:
-        by_place.setdefault(_place_in_words(fault["loc"]), []).append(fault)
+        by_place.setdefault(_place_in_words(fault), []).append(fault)
     lines = []
     for place, group in by_place.items():
         own = [fault for fault in group if fault["type"] not in MUST_BE]
@@ -107,13 +108,16 @@ def faults_in_words(faults: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(lines)
 
 
-def _place_in_words(location: Sequence[int | str]) -> str:
+def _place_in_words(fault: Mapping[str, Any]) -> str:
     """`input[3]`, without the types that were tried."""
-    text = ""
-    for part in location:
+    text, location = "", fault["loc"]
+    last = (
+        len(location) - 1 if fault["type"] in KEY_FAULTS else None
+    )  # a key, whatever it is called
+    for number, part in enumerate(location):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not text or not TRIED.fullmatch(part):
+        elif not text or number == last or not TRIED.fullmatch(part):
             text += f".{part}" if text else part
     return text
 

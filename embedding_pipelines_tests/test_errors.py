@@ -38,7 +38,9 @@ def test_one_without_a_name_or_a_number_is_told_in_its_own_words() -> None:
 
 
 class Part(BaseModel):
-    text: str
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(alias="Text")
 
 
 class Body(BaseModel):
@@ -73,7 +75,8 @@ class Body(BaseModel):
         ({"either": []}, "either: must not be empty"),
         ({"either": ""}, "either: must not be empty"),
         ({"parts": [5]}, "parts[0]: must be text or an object: { … }"),
-        ({"parts": [{"txt": "x"}]}, "parts[0].text: is missing"),
+        ({"parts": [{}]}, "parts[0].Text: is missing"),
+        ({"parts": [{"Text": "x", "Id": 1}]}, "parts[0].Id: is no option here"),
         ({"number": []}, "number: must be a whole number or text"),
         ({"k": "x"}, "k: must be a whole number, not 'x'"),
         ({"k": 1.5}, "k: must be a whole number, not 1.5"),

@@ -25,7 +25,7 @@ def keys(
     scope: Annotated[
         Literal["read", "write", "admin"],
         typer.Option(
-            help="read: embed and search. write: also documents, runs and optimize. admin: all.",
+            help="read: embed and search. write: also documents, runs, rollbacks and optimize. admin: all.",
         ),
     ] = "read",
     per_minute: Annotated[

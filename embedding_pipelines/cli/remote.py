@@ -185,8 +185,7 @@ class RemotePusher:
         try:
             return self._receipt(self._client.push(self.pipeline, documents))
         except BadRequest as error:
-            text = DOCUMENT.sub(lambda match: place(int(match[1])), str(error))
-            raise DocumentError(text) from None
+            raise DocumentError(_with_places(str(error), len(documents), place)) from None
 
     def delete(self, ids: Sequence[str]) -> "Receipt":
         return self._receipt(self._client.delete_documents(self.pipeline, ids))
@@ -199,6 +198,16 @@ class RemotePusher:
 
         self.pipeline = reply.pipeline
         return Receipt(**reply.model_dump())
+
+
+def _with_places(text: str, count: int, place: Callable[[int], str]) -> str:
+    """A server's sentence, with each of so many documents called by its place."""
+
+    def place_of(match: re.Match[str]) -> str:
+        at = int(match[1])
+        return place(at) if at < count else match[0]  # else it is quoted from a document
+
+    return DOCUMENT.sub(place_of, text)
 
 
 def create(server: str, config: Mapping[str, Any]) -> "CreatedReply":

@@ -403,8 +403,7 @@ class LanceTable(Table):
             return
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         refine, nprobes = self._refine(metric), self.options.nprobes
-        most, size = self._index_memory, call(snapshot.table.count_rows, None) * vectors.shape[1]
-        searches = SEARCHES_AT_ONCE if most is None or size <= most else SEARCHES_OF_LARGE_INDEX
+        searches = self._searches_at_once(snapshot, vectors.shape[1])
         at_once = min(searches, max(1, HITS_AT_ONCE // k))
         for first in range(0, len(vectors), at_once):
             part = vectors[first : first + at_once]
@@ -413,6 +412,12 @@ class LanceTable(Table):
             except (RuntimeError, ValueError, OSError) as error:
                 raise self._search_error(error, None, version) from error
             yield from rows
+
+    def _searches_at_once(self, snapshot: Snapshot, dimensions: int) -> int:
+        if self._index_memory is None:
+            return SEARCHES_AT_ONCE
+        size = call(snapshot.table.count_rows, None) * dimensions
+        return SEARCHES_AT_ONCE if size <= self._index_memory else SEARCHES_OF_LARGE_INDEX
 
     def _refine(self, metric: Distance) -> int | None:
         # Of bits there is nothing finer to compare again: an index holds them as they are.

@@ -167,6 +167,7 @@ def test_documents_are_pushed_deleted_and_withdrawn(both: Both, tmp_path: Path) 
     for wrong, words in (
         ({"id": "a"}, f"{path}:2 (id 'a'): its text is empty"),
         ({"id": "a", "title": float("nan")}, f"{path}:2.title is nan"),
+        ({"id": "documents[99]"}, f"{path}:2 (id 'documents[99]'): its text is empty"),
         ([], f"{path}:2 is [], not an object"),
         ({"id": "a", "title": "\ud800"}, f"{path}:2 holds half a character"),
     ):
