@@ -92,11 +92,11 @@ def _put(pusher: "Pusher | remote.RemotePusher", file: str) -> Outcomes:
             last = lines[-1][0]
             yield Output([asdict(receipt)])
     except DocumentError as error:
-        taken = ""
+        before = ""
         if count:
-            taken = f" The {counted(count, 'document')} up to line {last:,} are taken, and may be "
-            taken += "pushed again."
-        raise DocumentError(f"{error}{taken}") from None
+            before = f" The {counted(count, 'document')} up to line {last:,} are taken, and may be "
+            before += "pushed again."
+        raise DocumentError(f"{error}{before}") from None
     pushed = f"pushed {counted(count, 'document')}, {counted(chunks, 'chunk')}"
     yield Output([], partial(say, f"{pusher.pipeline}: {pushed}"))
 

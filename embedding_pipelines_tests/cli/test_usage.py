@@ -1,7 +1,16 @@
 """Commands that typer refuses: what is wrong is said in our words, with what to write."""
 
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
 import pytest
 
+from embedding_pipelines.cli.explore import MOST_HITS
+from embedding_pipelines.cli.keys import keys
+from embedding_pipelines.cli.pipelines import list_pipelines
+from embedding_pipelines.search.queries import MAX_K
+from embedding_pipelines.serving.auth import SCOPES
+from embedding_pipelines.status import FILTERS
 from embedding_pipelines_tests.commands import Command
 
 
@@ -67,6 +76,17 @@ def test_a_wrong_command_says_what_to_write(command: Command, line: str, words: 
     assert said_words.startswith("error: ")
     for jargon in ("Input should", "Usage:", "Value error", "argument(s)", "Invalid value"):
         assert jargon not in said_words
+
+
+def test_options_take_what_the_core_takes() -> None:
+    """They are written again, since a command is read before the core is loaded."""
+
+    def choices(command: Callable[..., Any], option: str) -> tuple[Any, ...]:
+        return get_args(get_type_hints(command)[option])
+
+    assert choices(keys, "scope") == SCOPES
+    assert choices(list_pipelines, "filter") == FILTERS
+    assert MOST_HITS == MAX_K
 
 
 def test_no_command_at_all_shows_the_help(command: Command) -> None:
