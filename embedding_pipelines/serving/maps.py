@@ -5,7 +5,8 @@ of 50,000 chunks takes half a minute of one processor; while it is made, searche
 """
 
 import asyncio
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,13 +32,29 @@ class Maps:
     def __init__(self, warehouse: Warehouse) -> None:
         self._warehouse = warehouse
         self.line = Line()  # chunks that are to be placed
+        self._coming: set[tuple[str, int]] = set()  # maps that are being made: pipeline and release
         self._maps: dict[str, tuple[Release, MapResponse]] = {}
         self._thread = ThreadPoolExecutor(1, "map")  # its own: searches need the others
 
-    def to_place(self, release: Release) -> int:
-        """How many chunks have to be placed before a release's map is there: what takes the time."""
+    def is_coming(self, release: Release) -> bool:
+        """Whether the map is being made for somebody else, who waits for it first."""
+        return (release.spec.name, release.number) in self._coming
+
+    @contextlib.contextmanager
+    def stand(self, release: Release) -> Iterator[None]:
+        """In the line, with the chunks that have to be placed before the map is there: what takes the
+        time."""
         before, _ = self._maps.get(release.spec.name, (None, None))
-        return 0 if before == release else min(release.rows, MAX_POINTS)
+        if before == release or self.is_coming(release):
+            yield
+            return
+        name = (release.spec.name, release.number)
+        self._coming.add(name)
+        try:
+            with self.line.stand(min(release.rows, MAX_POINTS)):
+                yield
+        finally:
+            self._coming.discard(name)
 
     async def get(self, pipeline: str, visible: Visible | None = None) -> MapResponse:
         """The map of the live release, without documents that were replaced or deleted since, or are

@@ -82,10 +82,12 @@ def admit_search(
 def admit_map(
     server: Server, name: str, release: Release | None, recipient: Recipient
 ) -> Iterator[None]:
-    """The same of a pipeline's map, which waits for a thread of its own."""
-    line = server.maps.line
-    _refuse_late(server, line, "map", name, recipient)
-    with line.stand(server.maps.to_place(release) if release else 0):
+    """The same of a pipeline's map, which waits for a thread of its own. One that is being made for
+    somebody else costs nothing more, and is not refused."""
+    maps = server.maps
+    if release is None or not maps.is_coming(release):
+        _refuse_late(server, maps.line, "map", name, recipient)
+    with maps.stand(release) if release else contextlib.nullcontext():
         yield
 
 

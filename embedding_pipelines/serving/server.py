@@ -124,6 +124,7 @@ class Server:
         self._rerankers: dict[str, ServedReranker] = {}  # by name: those of pipelines
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
+        self._unread: set[str] = set()  # of these pipelines with a live release, or none can tell
         self._served: dict[str, Served] = {}
         self._models: dict[str, ServedModel] = {}  # by their options as JSON
         self._opening_models = threading.Lock()
@@ -164,11 +165,10 @@ class Server:
         """Whether none of the live releases can be searched: their models cannot be loaded, or their
         records not be read. Searches by words that a file chooses need no model."""
         released = [each for each in self._served.values() if each.release]
-        unread = [name for name in self.problems if self.warehouse.pipeline(name).releases.exists()]
         can_answer = [
             not each.model.problem or each.spec.search.mode == "text" for each in released
         ]
-        return bool(released or unread) and not any(can_answer)
+        return bool(released or self._unread) and not any(can_answer)
 
     def load_again(self) -> None:
         """Begin to load what could not be loaded. A server that is failing is sent no request, with
@@ -396,7 +396,7 @@ class Server:
                 continue
             try:
                 await worker.load()
-            except (EmbeddingPipelinesError, OSError):
+            except Exception:  # noqa: BLE001  # its `problem` says what, and others may load
                 names = [name for name, each in self._served.items() if each.model is worker]
                 of = f" (of {', '.join(map(repr, names))})" if names else ""
                 log.warning("%s%s cannot be loaded yet: %s", worker.title, of, worker.problem)
@@ -407,9 +407,10 @@ class Server:
         files = {path.stem: path for path in pipeline_files(self.home)}
         folders = self.warehouse.pipelines.iterdir() if self.warehouse.pipelines.is_dir() else ()
         names = {path.name for path in folders if path.is_dir()} | files.keys()
-        served, problems = dict[str, Served](), dict[str, str]()
+        served, problems, unread = dict[str, Served](), dict[str, str](), set[str]()
         for name in sorted(names):
             folder = self.warehouse.pipeline(name)
+            may_be_live = folder.releases.exists()
             paths = [folder.releases, *([files[name]] if name in files else [])]
             try:
                 stamps = tuple(map(_stamp, paths))
@@ -419,6 +420,7 @@ class Server:
                 self._stamps[name] = stamps
                 releases = read_releases(folder)
                 release = releases.get(releases.live)
+                may_be_live = release is not None
                 if release is None and name not in files:
                     continue
                 spec = release.spec if release else read_pipeline(files[name])
@@ -437,7 +439,9 @@ class Server:
                 self._stamps.pop(name, None)
                 if name in self._served:
                     served[name] = self._served[name]
-        self._served, self.problems = served, problems
+            if name in problems and may_be_live:
+                unread.add(name)
+        self._served, self.problems, self._unread = served, problems, unread
         self._drop_old_searchers()
 
     def _drop_old_searchers(self) -> None:

@@ -84,6 +84,11 @@ def test_a_map_is_refused_by_the_chunks_before_it_and_one_that_is_kept_counts_fo
         for _ in range(2):
             assert client.get("/page/map?pipeline=things").status_code == 200
         assert during == [2, 0]  # chunks: the second time they have their places
+        (kept, _) = server.maps._maps.pop("things")
+        with server.maps.stand(kept):  # somebody else's
+            monkeypatch.setattr(Line, "wait_seconds", 30.0)
+            assert client.get("/page/map?pipeline=things").status_code == 200
+        assert during == [2, 0, 2]  # which is counted once
         monkeypatch.setattr(Lag, "seconds", 0.0)
         monkeypatch.setattr(Line, "wait_seconds", property(lambda line: line.waiting / 1_000))
         monkeypatch.setattr(Maps, "_get", _not_reached)

@@ -9,9 +9,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.releases import Releases, write_releases
 from embedding_pipelines.serving import server
 from embedding_pipelines.serving.models import ServedModel
 from embedding_pipelines.serving.server import Server
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.homes import KEY, build, client_of
@@ -118,9 +120,21 @@ def test_a_release_whose_record_cannot_be_read_is_not_ready(
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(built_home, home)
-    for record in home.rglob("releases*"):  # and its copy
+    records = list(home.rglob("releases*"))  # and its copy
+    for record in records:
         record.write_text("{}")
     with client_of(home, KEY) as client:
         assert client.portal is not None
         client.portal.call(client.app.state.server.wait_until_ready)  # type: ignore[attr-defined]
         assert client.get("/ready").status_code == 503
+    # Nothing is live after all has been forgotten, say: then a file that is wrong hinders nobody.
+    warehouse = Warehouse(home)
+    for record in records:
+        record.unlink()
+    write_releases(warehouse.pipeline("things"), Releases())
+    (home / "pipelines" / "things.yaml").write_text("model: no-such-model")
+    with client_of(home, KEY) as client:
+        assert client.portal is not None
+        client.portal.call(client.app.state.server.wait_until_ready)  # type: ignore[attr-defined]
+        reply = client.get("/ready")
+        assert (reply.status_code, [*reply.json()["problems"]]) == (200, ["things"])
