@@ -108,7 +108,7 @@ def finetune(
     `prompts` by input type stand before queries and texts. `checkpoints` is a folder of this
     training alone, of the same examples and options: with one in it, training goes on from there.
     It stays; the caller deletes it. `advance` is given steps and all steps. Weights are the same
-    for the same examples, options, kind of processor and number of threads.
+    for the same examples, options, machine and number of threads.
     """
     require_finetuning(options)
     transformers, library = need("transformers", "local"), need("sentence_transformers", "local")
@@ -125,7 +125,6 @@ def finetune(
 
     transformers.set_seed(options.seed)
     model = _torch.load(base)
-    on_processor = _torch.choose_device(device, base.name) is None
     if options.lora:
         peft = need("peft", "finetune")
         model.add_adapter(
@@ -159,8 +158,7 @@ def finetune(
             logging_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=on_processor,
-            bf16=on_processor and _torch.processor_has_bfloat16(),
+            use_cpu=_torch.choose_device(device, base.name) is None,
             dataloader_pin_memory=False,
         ),
         train_dataset=_dataset(examples),

@@ -190,12 +190,6 @@ def wider(folder: Path, device: str) -> Torch:
     return Torch(folder, device, wider_precision())
 
 
-def processor_has_bfloat16() -> bool:
-    """Whether this processor multiplies matrices in bfloat16 faster than in float32."""
-    capabilities: dict[str, Any] = need("torch", "local").cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
 def wider_precision() -> Literal["bfloat16", "float32"]:
     """The faster one of a GPU that overflows where float32 does."""
     has_bfloat16 = need("torch", "local").cuda.is_bf16_supported()
