@@ -206,7 +206,7 @@ def test_the_command_says_what_goes_and_how_much(
     said = command("clean")
     assert said.code == 1
     assert "cache.unused_days" in said.err
-    assert "greater than or equal to 1" in said.err
+    assert "cache.unused_days: must be 1 or more" in said.err
 
 
 def wander(home: Path, seed: int, count: int) -> None:

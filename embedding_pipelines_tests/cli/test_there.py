@@ -86,7 +86,8 @@ def _plain(text: str, home: str, address: str = "no address") -> str:
     text = re.sub(r'"(run_id|at)": "[^"]+"', r'"\1": ""', text)
     text = re.sub(r'("hashes": \[)[^]]*', r"\1", text)
     text = re.sub(r"[\d,]+ tokens/s", "tokens/s", text)
-    return re.sub(r"\d+\.\d+( s\b|,?\n)", r"0\1", text)  # seconds
+    text = re.sub(r"(\d+ min )?\d+(\.\d+)? s\b", "0 s", text)
+    return re.sub(r"\d+\.\d+(,?\n)", r"0\1", text)  # seconds
 
 
 def same(pair: tuple[Said, Said]) -> Said:

@@ -280,20 +280,21 @@ def test_commands_do_the_same_on_a_server(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "words", "code"),
     [
-        ("create --config nothing.yaml", "cannot be read"),
-        ("create --config wrong.yaml", "Invalid config"),
-        ("optimize --pipeline-id 999 --method pca --dimensions 128", "999"),
-        ("deploy --pipeline-id 999 --endpoint http://my-server:8080", "999"),
-        ("deploy --pipeline-id 123 --endpoint ftp://nowhere", "endpoint"),
-        ("list --filter activ", "active"),
+        ("create --config nothing.yaml", "cannot be read", 1),
+        ("create --config wrong.yaml", "Invalid config", 1),
+        ("optimize --pipeline-id 999 --method pca --dimensions 128", "999", 1),
+        ("deploy --pipeline-id 999 --endpoint http://my-server:8080", "999", 1),
+        ("deploy --pipeline-id 123 --endpoint ftp://nowhere", "endpoint", 1),
+        ("list --filter activ", "active", 2),  # no such value of an option
     ],
 )
 def test_a_command_that_fails_has_an_exit_code(
     place: Place,
     line: str,
     words: str,
+    code: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -302,7 +303,7 @@ def test_a_command_that_fails_has_an_exit_code(
     command = Command(monkeypatch, capsys)
     for more in ((), ("--server", place.server)):
         said = command(*shlex.split(line.replace(MY_SERVER, place.other)), *more)
-        assert said.code == 1
+        assert said.code == code
         assert words in said.err
         assert "Traceback" not in said.err
 
