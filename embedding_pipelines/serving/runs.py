@@ -145,16 +145,33 @@ class Runs:
         finally:
             os.close(lock)
 
-    def is_at_work(self, pipeline: str, group: str = "build") -> bool:
-        """Whether a process of a server is at work on a pipeline."""
+    @contextlib.contextmanager
+    def holding_all(self, pipeline: str) -> Iterator[None]:
+        """Keep all other work on a pipeline out while the body runs. Raises Conflict if some is at
+        work."""
+        with contextlib.ExitStack() as stack:
+            for group in sorted({*GROUPS.values()}):
+                lock = stack.enter_context(self.holding(pipeline, group))
+                os.ftruncate(lock, 0)  # no run is at work
+            yield
+
+    def at_work(self, pipeline: str, group: str = "build") -> RunKind | None:
+        """What a process of a server does to a pipeline now; None if it does nothing."""
         try:
             lock = os.open(self._lock(pipeline, group), os.O_RDWR)
         except FileNotFoundError:
-            return False
+            return None
         try:
-            return not _take(lock) and not self._has_ended(os.pread(lock, 64, 0).decode())
+            if _take(lock):
+                return None
+            run_id = os.pread(lock, 64, 0).decode("ascii", "replace")
         finally:
             os.close(lock)
+        try:
+            record = self.read(run_id)
+        except NotFound:  # it is about to begin, or what is at work is no run
+            return None
+        return record.kind if record.ended_at is None else None
 
     def write(self, record: Record) -> None:
         """Keep a record."""

@@ -439,8 +439,8 @@ KEY_OF_REQUEST = "Idempotency-Key"  # a UUID, by which a request that is sent ag
 
 
 class PipelineReply(BaseModel):
-    """How a pipeline stands. `status` is one of new, running, active, failed, stopped, held back,
-    broken and archived; `states` are the words that a list can be narrowed to."""
+    """How a pipeline stands. `status` is one of new, running, forgetting, active, failed, stopped,
+    held back, broken and archived; `states` are the words that a list can be narrowed to."""
 
     model_config = ConfigDict(protected_namespaces=())
 

@@ -13,7 +13,7 @@ import pytest
 
 from embedding_pipelines.orchestration.dead_runs import ENDED
 from embedding_pipelines.serving import runs as module
-from embedding_pipelines.serving.runs import Runs
+from embedding_pipelines.serving.runs import GROUPS, Runs
 from embedding_pipelines.serving.wire import Conflict, NotFound, RunReply
 
 # Writes its process id, waits until it may end, and ends as `work.py` does.
@@ -64,12 +64,12 @@ def test_work_goes_on_without_the_server_that_started_it(runs: Runs) -> None:
     assert os.getsid(process) == process  # so that a Ctrl-C for the server is none for it
     other = Runs(runs.home)  # the server is started again
     assert other.get(reply.run_id).status == "running"
-    assert other.is_at_work("p")
+    assert other.at_work("p") == "run"
     with pytest.raises(Conflict, match=f"'p' is at work by run {reply.run_id}"):
         other.start("p", 1, "optimize", {})
     ended = finish(other, reply.run_id)
     assert (ended.status, ended.error) == ("succeeded", None)
-    assert not other.is_at_work("p")
+    assert other.at_work("p") is None
 
 
 def test_why_it_failed_is_said(runs: Runs) -> None:
@@ -120,7 +120,18 @@ def test_a_run_of_the_command_line_is_in_the_way(runs: Runs) -> None:
     ):
         runs.start("p", 1, "run", {})
     assert runs.of("p", 10) == []
-    assert not runs.is_at_work("p")
+    assert runs.at_work("p") is None
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS.values()}))
+def test_no_work_of_any_kind_goes_on_beside_a_deletion(runs: Runs, group: str) -> None:
+    at_work = pytest.raises(Conflict, match="'p' is at work")
+    with runs.holding("p", group), at_work, runs.holding_all("p"):
+        pass
+    with runs.holding_all("p"):
+        assert runs.at_work("p", group) is None  # no run: `list` shows nothing
+        with at_work, runs.holding("p", group):
+            pass
 
 
 @pytest.mark.parametrize(

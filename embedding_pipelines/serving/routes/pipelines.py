@@ -289,13 +289,14 @@ def delete(id: Id, request: Request, keep_file: bool = False) -> DeletedReply:
     from embedding_pipelines.deployments import read_deployments
 
     name, _ = find(request, id)
-    places = [
-        each.endpoint for each in read_deployments(server_of(request).warehouse.pipeline(name))
-    ]
-    if places:
-        raise Conflict(f"Pipeline {name!r} is deployed to {', '.join(places)}. Undeploy it first.")
-    with server_of(request).runs.holding(name, "build"):
-        deletion = delete_pipeline(_home(request), name, keep_file)
+    server = server_of(request)
+    with server.runs.holding_all(name):
+        places = [each.endpoint for each in read_deployments(server.warehouse.pipeline(name))]
+        if places:
+            raise Conflict(
+                f"Pipeline {name!r} is deployed to {', '.join(places)}. Undeploy it first."
+            )
+        deletion = delete_pipeline(server.home, name, keep_file)
     return DeletedReply(pipeline=name, releases=deletion.releases, size_bytes=deletion.size_bytes)
 
 
@@ -319,7 +320,10 @@ def _rows(request: Request, *names: str) -> list[PipelineReply]:
     """How pipelines stand, all without names. Work that has only begun counts."""
     server, rows = server_of(request), list[PipelineReply]()
     for row in list_status(server.home, names or None):
-        if server.runs.is_at_work(row["pipeline"]) and "building" not in row["states"]:
+        work = server.runs.at_work(row["pipeline"])
+        if work == "forget":  # it builds nothing from the source
+            row = row | {"status": "forgetting"}
+        elif work is not None and "building" not in row["states"]:
             row = row | {"status": "running", "states": [*row["states"], "building"]}
         if _quotes_documents(request, row["pipeline"]):
             row = {name: value for name, value in row.items() if name not in SENTENCES}

@@ -224,7 +224,7 @@ def test_a_wrong_goal_is_400_and_starts_nothing(
     reply = client.post(f"{PATH}/1/optimize", json=body)
     assert reply.status_code == 400, reply.text
     assert words in reply.json()["error"]
-    assert not server.runs.is_at_work("texts")
+    assert server.runs.at_work("texts") is None
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,23 @@ def test_a_rollback_waits_for_no_run_and_a_release_for_the_end_of_one(client: Te
     assert client.post(f"{PATH}/things/plan").status_code == 202
 
 
+@pytest.mark.parametrize("path", ["plan", "rollback"])
+def test_a_pipeline_at_work_is_not_deleted(client: TestClient, server: Server, path: str) -> None:
+    run = client.post(f"{PATH}/things/{path}", json={}).json()
+    refused = client.delete(f"{PATH}/things")
+    assert (refused.status_code, run["run_id"] in refused.text) == (409, True)
+    (server.home / "end").write_text("")
+    until(lambda: client.get(f"{PATH}/runs/{run['run_id']}").json()["status"] != "running")
+    assert client.delete(f"{PATH}/things").status_code == 200
+
+
+def test_what_forgets_does_not_count_as_building(client: TestClient) -> None:
+    assert client.post(f"{PATH}/things/forget", json={"ids": ["1"]}).status_code == 202
+    things = client.get(f"{PATH}/things").json()
+    assert (things["status"], things["states"]) == ("forgetting", ["active"])
+    assert client.get(PATH, params={"filter": "building"}).json()["pipelines"] == []
+
+
 def test_whoever_sees_what_does_not_change_by_a_rollback(
     client: TestClient, server: Server
 ) -> None:
