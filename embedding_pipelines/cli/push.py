@@ -4,7 +4,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +25,7 @@ from embedding_pipelines.errors import DocumentError
 
 if TYPE_CHECKING:
     from embedding_pipelines.push import Pusher, Receipt
+    from embedding_pipelines.serving.wire import DocumentsReceipt
 
 DOCUMENTS_AT_ONCE = 1_000  # of a file; each thousand is taken as a whole
 BYTES_AT_ONCE = 16 << 20  # of lines, where documents are large: a server reads twice as much
@@ -90,7 +90,7 @@ def _put(pusher: "Pusher | remote.RemotePusher", file: str) -> Outcomes:
             receipt = pusher.put([document for _, document in lines], places.__getitem__)
             count, chunks = count + receipt.documents, chunks + receipt.chunks
             last = lines[-1][0]
-            yield Output([asdict(receipt)])
+            yield Output([vars(receipt)])
     except DocumentError as error:
         before = ""
         if count:
@@ -101,10 +101,10 @@ def _put(pusher: "Pusher | remote.RemotePusher", file: str) -> Outcomes:
     yield Output([], partial(say, f"{pusher.pipeline}: {pushed}"))
 
 
-def _say(receipt: "Receipt", done: str) -> Output:
+def _say(receipt: "Receipt | DocumentsReceipt", done: str) -> Output:
     unknown = f"; nothing was there of {', '.join(receipt.unknown)}" if receipt.unknown else ""
     words = f"{receipt.pipeline}: {done} {counted(receipt.documents, 'document')}{unknown}"
-    return Output([asdict(receipt)], partial(say, words))
+    return Output([vars(receipt)], partial(say, words))
 
 
 def _batches(file: str) -> Iterator[list[tuple[int, Any]]]:

@@ -24,7 +24,6 @@ from embedding_pipelines.errors import (
 
 if TYPE_CHECKING:
     from embedding_pipelines.plan import Plan
-    from embedding_pipelines.push import Receipt
     from embedding_pipelines.serving.client import EmbeddingPipelines
     from embedding_pipelines.serving.wire import CreatedReply, DocumentsReceipt, RunReply
 
@@ -89,14 +88,17 @@ def release(server: str, name: str, reason: str) -> tuple[dict[str, Any], str]:
 
 def runs(
     server: str, names: Sequence[str] | None
-) -> "Iterator[tuple[dict[str, Any], str] | Problem]":
+) -> "Iterator[tuple[dict[str, Any], str] | Output | Problem]":
     """What runs of pipelines have done, one after the other, of all without names, and the error that
-    ended each, if one did; in place of it why no step was done."""
+    ended each, if one did; in place of it why no step was done, or that an older server, which names
+    no steps, has done it."""
     with open_client(server) as client:
         for name in dict.fromkeys(names or _active(client)):
             run = _wait(client, client.run(name))
             if "steps" in run.result:
                 yield _show_steps(run), run.error or ""
+            elif run.status == "succeeded":
+                yield _summary(run)
             else:
                 yield Problem(f"{run.pipeline}: {run.error or NO_REASON}", run.pipeline)
 
@@ -175,7 +177,7 @@ class RemotePusher:
     def __exit__(self, *error: object) -> None:
         self._client.close()
 
-    def put(self, documents: Sequence[Any], place: Callable[[int], str]) -> "Receipt":
+    def put(self, documents: Sequence[Any], place: Callable[[int], str]) -> "DocumentsReceipt":
         """Raises as `Pusher.put`."""
         from embedding_pipelines.push import check_document
         from embedding_pipelines.serving.wire import BadRequest
@@ -187,17 +189,15 @@ class RemotePusher:
         except BadRequest as error:
             raise DocumentError(_with_places(str(error), len(documents), place)) from None
 
-    def delete(self, ids: Sequence[str]) -> "Receipt":
+    def delete(self, ids: Sequence[str]) -> "DocumentsReceipt":
         return self._receipt(self._client.delete_documents(self.pipeline, ids))
 
-    def withdraw(self, ids: Sequence[str]) -> "Receipt":
+    def withdraw(self, ids: Sequence[str]) -> "DocumentsReceipt":
         return self._receipt(self._client.withdraw(self.pipeline, ids))
 
-    def _receipt(self, reply: "DocumentsReceipt") -> "Receipt":
-        from embedding_pipelines.push import Receipt
-
+    def _receipt(self, reply: "DocumentsReceipt") -> "DocumentsReceipt":
         self.pipeline = reply.pipeline
-        return Receipt(**reply.model_dump())
+        return reply
 
 
 def _with_places(text: str, count: int, place: Callable[[int], str]) -> str:
@@ -300,14 +300,19 @@ def metrics(server: str) -> Outcomes:
 def _ended(client: "EmbeddingPipelines", start: "Callable[[], RunReply]") -> Outcomes:
     """What long work says once it has ended."""
     run = _wait(client, start())
+    yield _summary(run)
+    if run.status == "failed":
+        yield Problem(f"{run.pipeline}: {run.error}", run.pipeline)
+
+
+def _summary(run: "RunReply") -> Output:
+    """How long work ended, and what is live or gone by it."""
     release = run.result.get("release")
     live = f": release {release} is live" if release and run.kind != "deploy" else ""
     lines = [f"{run.pipeline}: {run.kind} {run.run_id} {run.status}{live}"]
     removed = run.result.get("removed")
     lines += [f"removed {what}" for what in removed] if isinstance(removed, list) else []
-    yield Output([run.model_dump(mode="json")], partial(say, *lines))
-    if run.status == "failed":
-        yield Problem(f"{run.pipeline}: {run.error}", run.pipeline)
+    return Output([run.model_dump(mode="json")], partial(say, *lines))
 
 
 def _wait(client: "EmbeddingPipelines", run: "RunReply") -> "RunReply":

@@ -70,7 +70,7 @@ def run(
             words = "`--server` takes no other option: a server runs a pipeline whole."
             raise typer.BadParameter(words)
         for done in remote.runs(server, names):
-            yield from [done] if isinstance(done, Problem) else _ended(*done)
+            yield from _ended(*done) if isinstance(done, tuple) else [done]
         return
     if re_embed and not names:
         raise typer.BadParameter(

@@ -1,6 +1,7 @@
 """What server and client say to each other: bodies of requests and replies, and errors by status.
 
-Every error's body is `{"error": sentence}`.
+Every error's body is `{"error": sentence}`. A client may be newer than its server: what a reply says
+more than before has a default.
 """
 
 from collections.abc import Iterable, Mapping
@@ -414,7 +415,9 @@ class DocumentsReceipt(BaseModel):
     number: int = Field(description="Under which it stands in the pipeline's log.")
     documents: int = Field(description="That were put, deleted or withdrawn.")
     chunks: int
-    embedded: int = Field(description="Texts that reached the model; all others it knew.")
+    embedded: int | None = Field(
+        None, description="Texts that reached the model; all others it knew. None: nobody says."
+    )
     unknown: list[str] = Field(description="Ids of which there was nothing to delete.")
     ignored: list[str] = Field(description="Fields that the pipeline has no column for.")
 

@@ -181,3 +181,19 @@ def test_models_are_compared_on_the_server(
         }.items():
             said = command("compare", "tales", wrong, "--server", address)
             assert (said.code, words in " ".join(said.err.split())) == (1, True), said.err
+
+
+def test_a_server_may_be_older(command: Command, script: Script, tmp_path: Path) -> None:
+    """One that does not say what a push embedded, nor which steps a run has done."""
+    receipt = {"pipeline": "p", "number": 3, "documents": 1, "chunks": 1, "unknown": []}
+    run = {"run_id": "7", "pipeline": "p", "kind": "run", "began_at": "2026-11-27T05:00:00Z"}
+    run |= {"status": "succeeded", "result": {"release": 2, "rows": 1}}
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "a"}')
+    script.answers = [(200, receipt | {"ignored": []})] * 2 + [(202, run), (200, run)]
+    said = command("push", "p", str(path), "--server", script.address, "--json")
+    assert (said.code, said.results[0]["embedded"]) == (0, None), said.err
+    said = command("push", "p", "--delete", "a", "--server", script.address)
+    assert (said.code, said.out) == (0, "p: deleted 1 document\n"), said.err
+    said = command("run", "p", "--server", script.address)
+    assert (said.code, said.out) == (0, "p: run 7 succeeded: release 2 is live\n"), said.err
