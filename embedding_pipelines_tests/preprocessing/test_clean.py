@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedding_pipelines.preprocessing.clean import Clean
+from embedding_pipelines.preprocessing.clean import _FAR, Clean
 
 # Characters that the steps act on, so that random texts meet the rules: white space, controls,
 # letters with and without accents, mojibake, surrogates, and what only looks like nothing.
@@ -60,9 +60,26 @@ def test_the_result_keeps_what_each_switch_promises(text: str) -> None:
     assert cleaned == cleaned.strip()
 
 
-@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
-def test_the_fast_path_for_ascii_gives_what_the_long_way_gives(text: str) -> None:
-    assert Clean().text(text) == Clean().text(text + "é")[:-1].rstrip(" ")
+@given(texts, switches)
+@example("plain ASCII, two  spaces", Clean())
+@example("Ångström", Clean())
+@example("naïve – “quoted”", Clean())
+@example("e\u0301 is not normal", Clean())
+@example("sÃ³lo", Clean())
+def test_the_fast_path_gives_what_the_long_way_gives(text: str, clean: Clean) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedding_pipelines.preprocessing.clean._is_tidy", lambda text: False)
+        long_way = clean.text(text)
+    assert clean.text(text) == long_way
+
+
+@given(st.text(st.characters(max_codepoint=126) | st.sampled_from("ÂÃâ€™ГўВЂВ×²é "), max_size=80))
+@example("one hundred words before sÃ³lo")
+@example("Â and one hundred words behind")
+def test_ascii_far_from_other_characters_says_nothing_of_mojibake(text: str) -> None:
+    from ftfy.badness import is_bad
+
+    assert is_bad(_FAR.sub(r"\1", text)) == is_bad(text)
 
 
 @given(texts)
