@@ -51,6 +51,16 @@ class Receipt:
     """Fields that the pipeline has no column for. They stay in the log."""
 
 
+@dataclass(frozen=True)
+class Intake:
+    """The documents of one request, checked and embedded: what is left is to write them."""
+
+    documents: Sequence[Mapping[str, Any]]
+    place: Place  # of each, for errors
+    ids: Sequence[str]
+    rows: Rows
+
+
 class Pusher:
     """Takes what programs push to one pipeline; close it, or use it in a `with` block. It leaves a
     given `model` open, which has to be that of the live release, or before the first one that of
@@ -114,25 +124,37 @@ class Pusher:
         Raises DocumentError for documents that the pipeline cannot take, ProviderError if the model
         is unavailable.
         """
+        return self.write(self.prepare(documents, place))
+
+    def prepare(
+        self, documents: Sequence[Mapping[str, Any]], place: Place = "documents[{}]".format
+    ) -> Intake:
+        """All of `put` but the writing, which takes long; raises as `put`."""
         spec = self._run.spec
         _check_count(spec.name, documents, "documents")
         ids = self._check(Push.of(spec.source), documents, place)
         rows = self._maker.rows(documents)
         self._check_rows(rows, ids, place)
+        return Intake(documents, place, ids, rows)
+
+    def write(self, intake: Intake) -> Receipt:
+        """Put documents into the log. Raises DocumentError for what was forgotten meanwhile."""
+        spec, ids = self._run.spec, intake.ids
         changes = [
-            Change(name, "put", document) for name, document in zip(ids, documents, strict=True)
+            Change(name, "put", document)
+            for name, document in zip(ids, intake.documents, strict=True)
         ]
         with self._log.hold():  # embedding may have taken a while
-            self._require_not_forgotten(ids, documents, place)
+            self._require_not_forgotten(ids, intake.documents, intake.place)
             number = self._log.append(changes, self._taken)
         read = Push.of(spec.source).fields
-        ignored = {name for document in documents for name in document} - read
+        ignored = {name for document in intake.documents for name in document} - read
         return Receipt(
             spec.name,
             number,
             len(set(ids)),
-            rows.table.num_rows,
-            rows.embedded,
+            intake.rows.table.num_rows,
+            intake.rows.embedded,
             ignored=sorted(ignored),
         )
 

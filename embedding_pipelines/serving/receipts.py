@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,10 +19,16 @@ log = logging.getLogger(__name__)
 
 
 async def keep_receipts(
-    server: Server, name: str, results: Sequence["SearchResult"], k: int, filter: Filter | None
+    server: Server,
+    name: str,
+    results: Sequence["SearchResult"],
+    k: int,
+    filter: Filter | None,
+    seconds_left: float,
 ) -> list[str | None]:
     """The ids of the receipts of a pipeline's answers, None for those of which none is kept. An
-    answer does not fail for its receipt: what cannot be written is a warning in the log."""
+    answer does not fail for its receipt, nor comes late for it: what cannot be written while
+    somebody waits is a warning in the log."""
     served = (await server.served()).get(name)
     share = served.receipts.share if served else 0.0
     chosen = [random.random() < share for _ in results]
@@ -47,7 +54,11 @@ async def keep_receipts(
         ]
 
     try:
-        return await asyncio.to_thread(write)
+        async with asyncio.timeout(None if math.isinf(seconds_left) else seconds_left):
+            return await asyncio.to_thread(write)
+    except TimeoutError:
+        log.warning("%s: the receipt of a search was not written in time", name)
+        return [None] * len(results)
     except (EmbeddingPipelinesError, OSError) as error:
         log.warning("%s: no receipt was kept of a search: %s", name, error)
         return [None] * len(results)

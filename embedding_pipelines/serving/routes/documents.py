@@ -11,7 +11,7 @@ from fastapi import Path as InPath
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.home import pipelines_folder
-from embedding_pipelines.push import Pusher, Receipt
+from embedding_pipelines.push import Intake, Pusher, Receipt
 from embedding_pipelines.releases import find_released
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller, Caller
@@ -43,22 +43,29 @@ async def put(pipeline: Pipeline, body: DocumentsRequest, caller: AnyCaller) -> 
         values = [value for document in body.documents for value in document.values()]
         size = sum(len(value) for value in values if isinstance(value, str))
         model.admit(None, caller.seconds_left, size)
-        texts = await asyncio.to_thread(pusher.cut, body.documents)
-        # By the lanes, into the embedding cache, before anything is written.
-        computed = 0
-        if texts:
-            embedded = await caller.wait_for(
-                model.embed(
-                    *(texts, "document", list),
-                    name="chunk {} of the documents".format,
-                    is_awaited=True,
-                    recipient=caller,
-                )
-            )
-            computed = embedded.computed
-            await model.finish_keeping()  # else the pusher would have them embedded again
-        receipt = await asyncio.to_thread(pusher.put, body.documents)
+        # The writing itself is never given up: who is told that the time is over knows that nothing
+        # was written.
+        intake, computed = await caller.wait_for(_prepare(pusher, model, body, caller))
+        receipt = await asyncio.to_thread(pusher.write, intake)
         return _reply(replace(receipt, embedded=computed + receipt.embedded))
+
+
+async def _prepare(
+    pusher: Pusher, model: ServedModel, body: DocumentsRequest, caller: Caller
+) -> tuple[Intake, int]:
+    """Documents that are ready to be written, and how many of their texts the lanes computed."""
+    texts = await asyncio.to_thread(pusher.cut, body.documents)
+    computed = 0
+    if texts:  # by the lanes, into the embedding cache
+        embedded = await model.embed(
+            *(texts, "document", list),
+            name="chunk {} of the documents".format,
+            is_awaited=True,
+            recipient=caller,
+        )
+        computed = embedded.computed
+        await model.finish_keeping()  # else the pusher would have them embedded again
+    return await asyncio.to_thread(pusher.prepare, body.documents), computed
 
 
 @router.post("/delete")

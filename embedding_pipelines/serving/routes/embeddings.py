@@ -148,7 +148,7 @@ async def _reply(
     if is_plain and embedded.vectors.size <= INLINE_NUMBERS:
         body, space_id = work()
     else:
-        body, space_id = await served.model.help(work)
+        body, space_id = await caller.wait_for(served.model.help(work))
     headers = {SPACE_HEADER: space_id, **served.headers}
     return Response(body, media_type="application/json", headers=headers)
 

@@ -69,7 +69,9 @@ async def search(body: SearchRequest, caller: AnyCaller) -> Response:
     is_released = results[0].release > 0
     receipts: Sequence[str | None] = [None] * len(results)
     if is_released:
-        receipts = await keep_receipts(caller.server, name, results, body.k, body.filter)
+        receipts = await keep_receipts(
+            caller.server, name, results, body.k, body.filter, caller.seconds_left
+        )
 
     def content() -> bytes:
         answers = [_answer(*pair) for pair in zip(results, receipts, strict=True)]

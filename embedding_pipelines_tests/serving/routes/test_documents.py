@@ -1,15 +1,18 @@
 """`/api/embedding-pipelines/{id}/documents`: durable and searchable when the answer comes."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.push import Pusher
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.serving.models import ServedModel
-from embedding_pipelines.serving.wire import TooManyRequests
+from embedding_pipelines.serving.wire import TIMEOUT_HEADER, TooManyRequests
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -135,6 +138,29 @@ def test_what_is_wrong_is_said_with_its_place(
     assert reply.status_code == status, reply.text
     assert words in reply.json()["error"]
     assert not Warehouse(home).pushed.exists()
+
+
+def test_a_slow_store_holds_no_request_beyond_its_deadline(
+    client: TestClient, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_quick, put = threading.Event(), EmbeddingCache.put_many
+
+    def put_slowly(*given: Any) -> None:
+        is_quick.wait(5)
+        put(*given)
+
+    monkeypatch.setattr(EmbeddingCache, "put_many", put_slowly)
+    headers, path = {TIMEOUT_HEADER: "0.5"}, "/api/embedding-pipelines/notes/documents"
+    for text in ("one", "two"):
+        body = {"documents": [{"id": "a", "text": text}]}
+        reply = client.post(path, json=body, headers=headers)
+        assert reply.status_code == 504
+        assert pushed_log(Warehouse(home), "notes").last() == 0  # nothing was written
+    body = {"model": "notes", "input": "three", "dimensions": 8}  # cut beside the store
+    assert client.post("/v1/embeddings", json=body, headers=headers).status_code == 504
+    is_quick.set()
+    body = {"documents": [{"id": "a", "text": "one"}]}
+    assert client.post(path, json=body).json()["number"] == 1
 
 
 def test_a_pipeline_whose_file_is_broken_takes_no_documents(client: TestClient, home: Path) -> None:

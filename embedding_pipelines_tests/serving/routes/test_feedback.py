@@ -1,11 +1,13 @@
 """Receipts of searches, and what people say of their results."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_pipelines.serving.wire import TIMEOUT_HEADER
 from embedding_pipelines.storage.receipts import Receipts
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_pipeline
@@ -39,6 +41,24 @@ def test_nothing_is_kept_unless_the_file_says_so_and_no_release_has_to_wait(home
         assert (receipt.query, receipt.documents, receipt.release) == ("red fox", ["1", "2"], 1)
         both = ask(client, ["blue whale", "red fox"])["results"]
         assert len({answer["receipt_id"] for answer in both}) == 2
+
+
+def test_no_answer_comes_late_for_its_receipt(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pipeline(home, "things", HASHING + "receipts: {share: 1}\n")
+    body, headers = {"pipeline": "things", "query": "red fox"}, {TIMEOUT_HEADER: "0.5"}
+    is_quick, ids = threading.Event(), list[str]()
+
+    def add(*_: Any, **__: Any) -> str:
+        is_quick.wait(5)
+        ids.append("id")
+        return "id"
+
+    with client_of(home) as client:
+        ask(client)
+        monkeypatch.setattr(Receipts, "add", add)
+        answer = client.post("/search", json=body, headers=headers).json()
+        assert (len(answer["hits"]), answer["receipt_id"], ids) == (2, None, [])
+        is_quick.set()
 
 
 def test_feedback_is_kept_with_its_receipt(home: Path) -> None:
