@@ -143,23 +143,24 @@ def forget(
     if server:
         yield from _forget_there(server, name, ids or [], sources or [], undo, yes)
         return
-    from embedding_pipelines.forget.forget import allow_again, find, source_name, why_equal
-    from embedding_pipelines.forget.forget import forget as erase
+    from embedding_pipelines.forget.forget import allow_again, forget_newest, why_equal
+    from embedding_pipelines.forget.traces import Traces
     from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
-    from embedding_pipelines.remote import refresh
 
-    spec, ids = load_spec(name), ids or []
-    with open_run(spec) as run:
-        files = [source_name(run, given) for given in sources or ()]
-        if undo:
-            yield _undone(spec.name, allow_again(run, ids, files), [*ids, *files])
-            return
-        refresh(run.warehouse, spec.name)
-        traces, equal = find(run, ids, files), ""
+    spec, ids, sources = load_spec(name), ids or [], sources or []
+
+    def confirm(traces: Traces) -> None:
+        equal = ""
         if traces.equal:
             equal = f" ({traces.equal:,} of them named by none: {why_equal(spec.source)})"
         _confirm_forgetting(yes, spec.name, f"{counted(len(traces.ids), 'document')}{equal}")
-        receipt = erase(run, ids, files, partial(delete_runs_that_quote, home_folder(), spec.name))
+
+    with open_run(spec) as run:
+        if undo:
+            yield _undone(spec.name, allow_again(run, ids, sources), [*ids, *sources])
+            return
+        erase_history = partial(delete_runs_that_quote, home_folder(), spec.name)
+        receipt = forget_newest(run, ids, sources, erase_history, confirm)
     yield from _say_receipt(spec.name, asdict(receipt), f"{open_warehouse().root}")
 
 
@@ -167,12 +168,12 @@ def _forget_there(
     server: str, name: str, ids: list[str], sources: list[str], undo: bool, yes: bool
 ) -> Outcomes:
     """The same on a server, which alone can count the documents."""
-    named = [*ids, *sources]
+    names = [*ids, *sources]
     if not undo:
-        _confirm_forgetting(yes, f"{name} on {server}", ", ".join(map(repr, named)))
+        _confirm_forgetting(yes, f"{name} on {server}", ", ".join(map(repr, names)))
     name, result = remote.forget(server, name, ids, sources, undo)
     if undo:
-        yield _undone(name, result["undone"], named)
+        yield _undone(name, result["undone"], names)
     else:
         yield from _say_receipt(name, result, f"the warehouse of {server}")
 
@@ -183,9 +184,9 @@ def _confirm_forgetting(yes: bool, name: str, what: str) -> None:
     _confirm(yes, remedy, f"Erase {what} of {name} for good?")
 
 
-def _undone(name: str, count: int, named: list[str]) -> Output:
+def _undone(name: str, count: int, names: list[str]) -> Output:
     """That documents may come back. Raises ConfigError if none of them was forgotten."""
-    what = ", ".join(map(repr, named))
+    what = ", ".join(map(repr, names))
     if not count:
         raise ConfigError(f"{name}: {what} is not forgotten, so nothing was undone.")
     words = f"{name}: {what} may come back with the next run, if the source holds it."

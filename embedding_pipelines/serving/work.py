@@ -143,17 +143,15 @@ def _rollback(home: Path, record: Record) -> dict[str, Any]:
 
 def _forget(home: Path, record: Record) -> dict[str, Any]:
     """Erase documents, or let them come back."""
-    from embedding_pipelines.forget.forget import allow_again, forget, source_name
+    from embedding_pipelines.forget.forget import allow_again, forget_newest
     from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
-    from embedding_pipelines.remote import refresh
 
-    options, name = record.options, record.pipeline
+    name, ids, sources = record.pipeline, record.options["ids"], record.options["sources"]
     with Run(find_pipeline(name, home), Warehouse(home), Silent()) as run:
-        ids, files = options["ids"], [source_name(run, given) for given in options["sources"]]
-        if options["undo"]:
-            return {"undone": allow_again(run, ids, files)}
-        refresh(run.warehouse, name)
-        receipt = forget(run, ids, files, partial(delete_runs_that_quote, home, name))
+        if record.options["undo"]:
+            return {"undone": allow_again(run, ids, sources)}
+        erase_history = partial(delete_runs_that_quote, home, name)
+        receipt = forget_newest(run, ids, sources, erase_history)
     # Without where the home folder is, which is nobody's business far away.
     notes = [note.replace(f"{home}/", "") for note in receipt.notes]
     return asdict(receipt) | {"notes": notes, "path": receipt.path.removeprefix(f"{home}/")}

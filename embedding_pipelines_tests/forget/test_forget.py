@@ -16,7 +16,8 @@ from embedding_pipelines.deployments import Deployment, write_deployment
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import BusyError, ConfigError, DocumentError, StoreError
 from embedding_pipelines.files import list_files, write_json
-from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
+from embedding_pipelines.forget.forget import allow_again, forget, source_name
+from embedding_pipelines.forget.receipt import Receipt
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.providers.clip import Clip
 from embedding_pipelines.providers.hashing import Hashing
@@ -343,7 +344,14 @@ def holding(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize(
-    "part", ["_erase_by_text", "_erase_from_table", "_erase_rows", "_erase_from_shard", "_check"]
+    "part",
+    [
+        "forget.erase_by_text",
+        "erase._erase_from_table",
+        "erase._erase_rows",
+        "erase._erase_from_shard",
+        "forget.check",
+    ],
 )
 @pytest.mark.parametrize(
     ("between", "pipeline"),
@@ -364,7 +372,7 @@ def test_killed_anywhere_the_same_command_ends_right_and_so_does_a_run_in_betwee
         keys = [run.cache.key(run.model.space.id, "document", text) for text in texts]
         assert len(run.cache.get_many(keys, None)) == len(FOUR)
     with monkeypatch.context() as patch:
-        patch.setattr(f"embedding_pipelines.forget.forget.{part}", fail)
+        patch.setattr(f"embedding_pipelines.forget.{part}", fail)
         with pytest.raises(OSError, match="output error"):
             forget_it(home, files=("data/b.csv",))
     if between == "a run":
@@ -510,7 +518,7 @@ def test_a_file_is_named_from_here_or_from_home(
     released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of(released, "p")
-    names = {source_name(run, given) for given in ("data/a.csv", str(released / "data/a.csv"))}
+    names = {source_name(run, name) for name in ("data/a.csv", str(released / "data/a.csv"))}
     monkeypatch.chdir(released / "data")
     assert names | {source_name(run, "a.csv")} == {"data/a.csv"}
     assert source_name(run, "~no-such-user/a.csv") == "~no-such-user/a.csv"
@@ -552,7 +560,7 @@ def test_a_forget_that_dies_as_it_erases_is_known_to_all(
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("embedding_pipelines.forget.forget._erase_by_text", die)
+    monkeypatch.setattr("embedding_pipelines.forget.forget.erase_by_text", die)
     with pytest.raises(KeyboardInterrupt):
         forget_it(released, "ada")
     other = machine(tmp_path / "other", uri)
@@ -611,7 +619,7 @@ def test_what_a_server_has_on_record_of_its_runs_goes_where_it_quotes(
         gone = [folder / "gone.json"] if folder == Warehouse(released).runs else []
         return [*gone, *list_files(folder, pattern)]
 
-    monkeypatch.setattr("embedding_pipelines.forget.forget.list_files", listed)
+    monkeypatch.setattr("embedding_pipelines.forget.erase.list_files", listed)
     for name in ("quotes", "other"):
         problem = f"known_items: '{SECRET}.' is not found." if name == "quotes" else "x"
         path = Warehouse(released).runs / f"{name}.json"
