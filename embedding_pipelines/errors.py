@@ -111,13 +111,11 @@ def faults_in_words(faults: Iterable[Mapping[str, Any]]) -> str:
 def _place_in_words(fault: Mapping[str, Any]) -> str:
     """`input[3]`, without the types that were tried."""
     text, location = "", fault["loc"]
-    last = (
-        len(location) - 1 if fault["type"] in KEY_FAULTS else None
-    )  # a key, whatever it is called
+    key = len(location) - 1 if fault["type"] in KEY_FAULTS else 0  # is told, whatever it is called
     for number, part in enumerate(location):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not text or number == last or not TRIED.fullmatch(part):
+        elif not text or number == key or not TRIED.fullmatch(part):
             text += f".{part}" if text else part
     return text
 
