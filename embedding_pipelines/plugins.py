@@ -9,12 +9,14 @@ between folders.
 import functools
 import importlib
 import importlib.metadata
-import operator
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from embedding_pipelines.errors import ConfigError
 
@@ -66,11 +68,18 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     return _unique(stage, [(kind, cls) for kind, cls in kinds if isinstance(kind, str)])
 
 
+def concrete(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """Its choices if it is the base class of a stage, else the model itself."""
+    if not issubclass(model, Choice) or isinstance(model.model_fields["kind"].default, str):
+        return [model]
+    stage = model.__module__.removeprefix("embedding_pipelines.").rpartition(".")[0]
+    return [*choices(stage, model).values()]
+
+
 def choice_type(stage: str, base: type[Choice]) -> Any:
-    """The discriminated union of a stage's choices, for a pydantic field or `parse`."""
-    classes = tuple(choices(stage, base).values())
-    union = functools.reduce(operator.or_, classes)
-    return Annotated[union, Field(discriminator="kind")] if len(classes) > 1 else union
+    """One of a stage's choices, for a pydantic field or `parse`: as the discriminated union of all,
+    of which only what is named is imported."""
+    return Annotated[base, _OneOf(stage, base)]
 
 
 def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
@@ -79,6 +88,63 @@ def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
     Raises pydantic.ValidationError for wrong ones.
     """
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
+
+
+class _OneOf:
+    """Validates as the union of a stage's choices, by `kind`. A file is named after its choice, so
+    the other files, and the union of all, are for wrong kinds and other packages alone: to build it
+    takes a sixth of a second for sources and providers."""
+
+    def __init__(self, stage: str, base: type[Choice]) -> None:
+        self._stage, self._base = stage, base
+        self._adapters: dict[str | None, TypeAdapter[Any]] = {}
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._validate)
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(self._adapter(None).core_schema)
+
+    def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        adapter = self._adapter(kind if kind in names(self._stage) else None)
+        return adapter.validate_python(value, context=info.context)
+
+    def _adapter(self, kind: str | None) -> "TypeAdapter[Any]":
+        """Of the choice in the file of that name if it has one, else of all."""
+        if kind not in self._adapters:
+            own = kind and _own(self._stage, self._base, kind)
+            classes = {kind: own} if kind and own else choices(self._stage, self._base)
+            self._adapters[kind] = TypeAdapter(Annotated[Any, _Tagged(classes)])
+        return self._adapters[kind]
+
+
+class _Tagged:
+    """A discriminated union, be it of one class: its faults name the kind as their place."""
+
+    def __init__(self, classes: Mapping[str, type[Choice]]) -> None:
+        self._classes = classes
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        schemas = {kind: handler.generate_schema(cls) for kind, cls in self._classes.items()}
+        return core_schema.tagged_union_schema(schemas, "kind", from_attributes=True)
+
+
+def _own(stage: str, base: type[Choice], kind: str) -> type[Choice] | None:
+    """The choice in the file of its name; None if there is none, or if other packages add to the
+    stage, perhaps another of that kind."""
+    if _entry_points(stage):
+        return None
+    module = importlib.import_module(f"embedding_pipelines.{stage}.{kind}")
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    own = [cls for cls in classes if issubclass(cls, base) and cls.__module__ == module.__name__]
+    return next((cls for cls in own if cls.model_fields["kind"].default == kind), None)
 
 
 def _members(folder: str, kind: type, entries: importlib.metadata.EntryPoints) -> list[Any]:

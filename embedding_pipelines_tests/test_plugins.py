@@ -1,18 +1,20 @@
 """Choices, metrics and checks are found in their folder and among other packages' entry points; a
 bad one is named."""
 
+import functools
+import operator
 from importlib.metadata import EntryPoint
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from embedding_pipelines import plugins
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.engines.base import Engine
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.base import Metric
-from embedding_pipelines.plugins import choices, names, objects, parse
+from embedding_pipelines.plugins import choice_type, choices, names, objects, parse
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.sources.base import Source
@@ -61,6 +63,45 @@ def test_parse_makes_the_choice_and_refuses_unknown_options() -> None:
     for wrong in ({"kind": "nothing"}, {"kind": "hashing", "dimension": 32}, {}):
         with pytest.raises(ValidationError):
             parse("providers", ProviderOptions, wrong)
+
+
+WRONG = [
+    {"kind": "hashin"},
+    {"kind": "aliases"},  # a file of the folder without a choice
+    {"kind": 3},
+    {"kind": []},
+    {"dimensions": 3},
+    {"kind": "hashing", "dimensions": "many", "more": 1},
+    "hashing",
+    None,
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_faults_are_those_of_the_union_of_all(wrong: Any) -> None:
+    classes = tuple(choices("providers", ProviderOptions).values())
+    union = Annotated[functools.reduce(operator.or_, classes), Field(discriminator="kind")]
+    faults = []
+    for adapter in TypeAdapter(choice_type("providers", ProviderOptions)), TypeAdapter(union):
+        with pytest.raises(ValidationError) as caught:
+            adapter.validate_python(wrong)
+        faults.append(caught.value.errors(include_url=False))
+    assert faults[0] == faults[1]
+
+
+def test_a_choice_of_another_package_and_one_that_is_there_twice_are_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        added = with_entry(patch, f"{__name__}:Elsewhere")
+        patch.setattr(plugins, "choices", lambda stage, base: added)
+        assert parse("providers", ProviderOptions, {"kind": "elsewhere"}) == Elsewhere()
+    with monkeypatch.context() as patch:
+        patch.setattr(plugins, "choices", plugins.choices.__wrapped__)
+        entry = EntryPoint("mine", f"{__name__}:Double", "embedding_pipelines.providers")
+        patch.setattr(plugins, "_entry_points", lambda folder: [entry])
+        with pytest.raises(ConfigError, match="both are 'hashing'"):
+            parse("providers", ProviderOptions, {"kind": "hashing"})
 
 
 def with_entry(monkeypatch: pytest.MonkeyPatch, value: str) -> dict[str, type[plugins.Choice]]:

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from embedding_pipelines.errors import ConfigError, did_you_mean, fault_in_words, nearest_name
 from embedding_pipelines.home import pipelines_folder
+from embedding_pipelines.plugins import concrete
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
 from embedding_pipelines.variables import expand, restore, unset
@@ -566,9 +567,9 @@ def _kind(model: type[BaseModel]) -> str | None:
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models in a union, a tuple or an optional one."""
+    """The models in a union, a tuple or an optional one, and the choices of a stage."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return concrete(annotation)
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
