@@ -162,13 +162,23 @@ class Server:
 
     @property
     def is_failing(self) -> bool:
-        """Whether none of the live releases can be searched: their models cannot be loaded, or their
-        records not be read. Searches by words that a file chooses need no model."""
+        """Whether none of the live releases can be searched: models that they need cannot be loaded,
+        or their records not be read. Searches by words that a file chooses embed nothing."""
         released = [each for each in self._served.values() if each.release]
         can_answer = [
-            not each.model.problem or each.spec.search.mode == "text" for each in released
+            not any(
+                worker.problem
+                for worker in self._workers_of(each)
+                if worker is not each.model or each.spec.search.mode != "text"
+            )
+            for each in released
         ]
         return bool(released or self._unread) and not any(can_answer)
+
+    def _workers_of(self, served: Served) -> list[Worker]:
+        """The models of a pipeline: what embeds, and what orders hits where it names that."""
+        reranker = self.reranker_of(served.name)
+        return [served.model, *([reranker] if reranker else [])]
 
     def load_again(self) -> None:
         """Begin to load what could not be loaded. A server that is failing is sent no request, with
@@ -200,9 +210,13 @@ class Server:
 
     @property
     def faults(self) -> dict[str, str]:
-        """By pipeline: why it is not served, or why its model could not be loaded."""
-        models = {name: each.model.problem for name, each in self._served.items()}
-        return self.problems | {name: problem for name, problem in models.items() if problem}
+        """By pipeline: why it is not served, or why its models could not be loaded; in the event
+        loop."""
+        faults = dict(self.problems)
+        for name, served in self._served.items():
+            if problems := [each.problem for each in self._workers_of(served) if each.problem]:
+                faults[name] = "\n".join(problems)
+        return faults
 
     @property
     def models(self) -> list[ServedModel]:
@@ -397,7 +411,9 @@ class Server:
             try:
                 await worker.load()
             except Exception:  # noqa: BLE001  # its `problem` says what, and others may load
-                names = [name for name, each in self._served.items() if each.model is worker]
+                names = [
+                    name for name, each in self._served.items() if worker in self._workers_of(each)
+                ]
                 of = f" (of {', '.join(map(repr, names))})" if names else ""
                 log.warning("%s%s cannot be loaded yet: %s", worker.title, of, worker.problem)
 

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.releases import Releases, write_releases
 from embedding_pipelines.serving import server
-from embedding_pipelines.serving.models import ServedModel
+from embedding_pipelines.serving.lanes import Budget
+from embedding_pipelines.serving.models import ServedModel, ServedReranker
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_pipeline
@@ -113,6 +114,27 @@ def test_searches_by_words_need_no_model(tmp_path: Path, lost: set[int]) -> None
         client.portal.call(client.app.state.server.wait_until_ready)  # type: ignore[attr-defined]
         assert client.get("/ready").status_code == 200
         assert client.post("/search", json={"query": "fox"}).json()["hits"]
+
+
+@pytest.mark.parametrize("mode", ["vector", "text"])
+def test_a_server_without_the_cross_encoder_of_its_pipeline_is_not_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    build(tmp_path, f"{HASHING}search: {{mode: {mode}, rerank: no/such}}\n")
+
+    def fail(_: ServedReranker) -> NoReturn:
+        raise ProviderError("no/such cannot be loaded as a cross-encoder")
+
+    monkeypatch.setattr(ServedReranker, "_warm", fail)
+    with client_of(tmp_path, KEY) as client:
+        assert client.portal is not None
+        client.portal.call(client.app.state.server.wait_until_ready)  # type: ignore[attr-defined]
+        reply = client.get("/ready")
+        assert (reply.status_code, reply.json()["status"]) == (503, "failing")
+        assert "no/such cannot be loaded" in reply.json()["problems"]["things"]
+        monkeypatch.setattr(ServedReranker, "_warm", lambda _: (Budget(1, 1), 0, 0.0))
+        monkeypatch.setattr(server, "RETRY_SECONDS", 0.0)
+        wait_until(lambda: client.get("/ready").status_code == 200)
 
 
 def test_a_release_whose_record_cannot_be_read_is_not_ready(
