@@ -1,10 +1,14 @@
 """What is installed: an import that fails for want of an optional part names its extra."""
 
 import functools
+import sys
+import threading
 from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec
 from types import ModuleType
+from typing import Any
 
 from embedding_pipelines.errors import ConfigError
 
@@ -30,6 +34,9 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "word2vec": "Training word2vec",
 }
 
+# A compiled module may end in a panic if it is loaded twice; sys.modules belong to the process.
+IMPORTING = threading.RLock()
+
 
 @functools.cache
 def version_of(package: str) -> str:
@@ -50,6 +57,27 @@ def need(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise _missing(module, extra, str(error)) from error
+
+
+def part(package: str, name: str) -> Any:
+    """A module of a package by its name there, without the package around it, whose own imports may
+    take far longer. An import of the package before or after it has the same module.
+
+    Raises ModuleNotFoundError without it.
+    """
+    full = f"{package}.{name}"
+    if full in sys.modules:
+        return sys.modules[full]
+    with IMPORTING:
+        if full not in sys.modules:
+            around = find_spec(package)
+            spec = around and PathFinder.find_spec(full, around.submodule_search_locations)
+            if not spec or not spec.loader:
+                raise ModuleNotFoundError(f"No module named {full!r}", name=full)
+            module = module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[full] = module  # when it is whole, for other threads look without the lock
+        return sys.modules[full]
 
 
 def _missing(module: str, extra: str, problem: str) -> ConfigError:

@@ -21,7 +21,7 @@ PURE = {
     "inference/weights.py:_sha256": "the digest of a file, by path, size and time",
     "inference/openvino.py:BINDING_LOCK": "guards statics of OpenVINO's C++, which a process has once",
     "providers/custom.py:IMPORTING": "guards sys.path and sys.modules",
-    "stores/_lance.py:IMPORTING": "guards sys.modules",
+    "extras.py:IMPORTING": "guards sys.modules",
 }
 
 CACHES = {"cache", "lru_cache"}

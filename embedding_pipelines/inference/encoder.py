@@ -180,9 +180,11 @@ class Engine:
         prompt = self.config.prompts.get(input_type, "")
         if prompt:
             texts = [prompt + text for text in texts]
-        encodings = self._cutting_tokenizer.encode_batch_fast(
-            texts, add_special_tokens=self.config.special_tokens
-        )
+        special = self.config.special_tokens
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+        if any(len(encoding) > self.config.max_tokens for encoding in encodings):
+            # A tokenizer of its own, since it takes 40 ms to load and few texts are too long.
+            encodings = self._cutting_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
         ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))

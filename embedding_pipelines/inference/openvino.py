@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError, error_lines
-from embedding_pipelines.extras import need
+from embedding_pipelines.extras import need, part, require, version_of
 from embedding_pipelines.inference.backend import (
     Array,
     Backend,
@@ -60,8 +60,9 @@ class OpenVino(Backend):
         """`first` is computed at once. A graph takes as many of a batch's arrays as it has inputs.
         `cores`: how many it keeps busy, None for all of the machine."""
         self.batch_tokens, self.pads = batch_size, pads
-        openvino = load()
-        core = openvino.Core()
+        with BINDING_LOCK:
+            self._binding = runtime()
+        core = self._binding.Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         has_bfloat16 = "BF16" in capabilities
         if precision == "bfloat16" and not has_bfloat16:
@@ -94,7 +95,7 @@ class OpenVino(Backend):
             raise damage_error(graph.parent, error_lines(error)[-1]) from error
         self._idle: deque[Any] = deque()
         self.finish(self.start(first))  # in one thread only: see BINDING_LOCK
-        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
+        self.name = f"OpenVINO {version_of('openvino')}, CPU"
 
     def start(self, batch: Rows) -> Any:
         arrays = batch.padded()[: len(self._compiled.inputs)]
@@ -104,7 +105,8 @@ class OpenVino(Backend):
             with BINDING_LOCK:
                 request = self._compiled.create_infer_request()
         with translate_errors("OpenVINO", -1), BINDING_LOCK:
-            request.start_async(dict(enumerate(arrays)))
+            tensors = map(self._binding.Tensor, arrays)
+            request.start_async(dict(enumerate(tensors)), None)
         return request
 
     def finish(self, handle: Any) -> Vectors:
@@ -135,9 +137,16 @@ def threads(usable: int, cores: int | None) -> dict[str, str]:
     return options | {"INFERENCE_NUM_THREADS": str(share), "ENABLE_CPU_PINNING": "NO"}
 
 
+def runtime() -> Any:
+    """OpenVINO's compiled module, which computes: the package around it, with its converter and its
+    16 sets of operations, takes three times as long to import. Raises ConfigError without it."""
+    require("openvino", "local")
+    return part("openvino", "_pyopenvino")
+
+
 def load() -> Any:
-    """Import OpenVINO without its telemetry, which would fork this process and report each start to
-    Google Analytics."""
+    """Import OpenVINO, to convert and to quantize, without its telemetry, which would fork this
+    process and report each start to Google Analytics."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return need("openvino", "local")
 

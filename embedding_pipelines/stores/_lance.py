@@ -7,20 +7,17 @@ pyproject.toml holds lancedb to one minor version, and mypy and this stage's tes
 
 import contextlib
 import ctypes
-import importlib.util
 import os
 import re
-import sys
-import threading
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
+from embedding_pipelines import extras
 from embedding_pipelines.errors import StoreError
 
 if TYPE_CHECKING:
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
-# The compiled module ends in a panic if it is loaded twice; sys.modules belong to the process.
-IMPORTING = threading.RLock()
 # What Lance reads ahead of whoever takes the rows, 2 GB by its own default. An exact search of
 # 1,000,000 x 384 float16: 926 MB with that and 544 with this, 2.6 s either way; its index trained:
 # 1,108 MB and 877.
@@ -39,24 +34,11 @@ METADATA_BYTES = 64 << 20  # of tables' files, beside their indices
 
 
 def part(name: str) -> Any:
-    """A module of lancedb by its name there, without the package around it. An `import lancedb`
-    before or after it has the same module."""
-    full = f"lancedb.{name}"
-    if full in sys.modules:
-        return sys.modules[full]
-    with IMPORTING:
-        if full not in sys.modules:
-            # LanceDB reads these when it is loaded; its warnings are about index internals.
-            os.environ.setdefault("LANCEDB_LOG", "error")
-            os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(READ_AHEAD_BYTES))
-            package = importlib.util.find_spec("lancedb")
-            spec = package and PathFinder.find_spec(full, package.submodule_search_locations)
-            if not spec or not spec.loader:
-                raise ModuleNotFoundError(f"No module named {full!r}", name=full)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[full] = module  # when it is whole, for other threads look without the lock
-        return sys.modules[full]
+    """A module of lancedb by its name there, without the package around it."""
+    # LanceDB reads these when it is loaded; its warnings are about index internals.
+    os.environ.setdefault("LANCEDB_LOG", "error")
+    os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(READ_AHEAD_BYTES))
+    return extras.part("lancedb", name)
 
 
 async def connect(
