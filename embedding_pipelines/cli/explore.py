@@ -105,23 +105,12 @@ def search(
     if [query is None, not like, image is None].count(False) != 1:
         words = "give a QUERY, --like and the id of a document, or --image and a file."
         raise typer.BadParameter(words)
-    if query is None and mode not in (None, "vector"):
-        option = "--like" if like else "--image"
-        raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
-    if query is None and rerank is not None:
-        raise typer.BadParameter("--rerank reads a query: give one.")
-    if query is None and bridge:
-        raise typer.BadParameter("--bridge maps a query: give one.")
+    if query is None:
+        _refuse_without_query("--like" if like else "--image", mode, rerank, bridge)
     reader = principals_of(principals, as_operator)
     if server:
-        if bridge:
-            raise typer.BadParameter("--bridge is for this folder: leave it out with --server.")
-        if rerank not in (None, "none"):
-            words = "--rerank with --server: a server has its own model; leave it out, or say none."
-            raise typer.BadParameter(words)
+        _refuse_with_server(rerank, bridge, as_operator)
         has_order = False if rerank == "none" else None
-        if as_operator:
-            raise typer.BadParameter("--as-operator is for this folder: a server has keys.")
         yield from remote.search(
             server, name, query, image, like, k, filter, mode, has_order, cut, principals
         )
@@ -152,6 +141,26 @@ def search(
             principals=reader,
         )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
+
+
+def _refuse_without_query(option: str, mode: str | None, rerank: str | None, bridge: bool) -> None:
+    """`option`: what stands in place of a query."""
+    if mode not in (None, "vector"):
+        raise typer.BadParameter(f"{option} compares vectors: leave --mode out.")
+    if rerank is not None:
+        raise typer.BadParameter("--rerank reads a query: give one.")
+    if bridge:
+        raise typer.BadParameter("--bridge maps a query: give one.")
+
+
+def _refuse_with_server(rerank: str | None, bridge: bool, as_operator: bool) -> None:
+    if bridge:
+        raise typer.BadParameter("--bridge is for this folder: leave it out with --server.")
+    if rerank not in (None, "none"):
+        words = "--rerank with --server: a server has its own model; leave it out, or say none."
+        raise typer.BadParameter(words)
+    if as_operator:
+        raise typer.BadParameter("--as-operator is for this folder: a server has keys.")
 
 
 @app.command()

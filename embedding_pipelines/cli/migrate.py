@@ -18,6 +18,7 @@ from embedding_pipelines.environment import home as home_folder
 
 if TYPE_CHECKING:
     from embedding_pipelines.migrate import MigrationStatus
+    from embedding_pipelines.run import Run
 
 app = typer.Typer()
 
@@ -55,57 +56,78 @@ def migrate(
 
     abort: drop the new line, and name the old model in the file again.
     """
-    from embedding_pipelines import migrate as core
-    from embedding_pipelines.bridge import build_bridge
-    from embedding_pipelines.progress import Silent
-
     if (to is None) == (action == "start"):
         raise typer.BadParameter(
             f"`start` needs --to MODEL, and nothing else takes it. Write `embedding-pipelines "
             f"migrate {name} start --to MODEL`."
         )
     spec = load_spec(name)
-    if action == "start":
-        assert to is not None
-        spec = core.start(home_folder(), spec.name, to)
-        words = f"{spec.name}: the file names the new model. `embedding-pipelines run {spec.name}` "
-        words += "fills its line beside the old one."
-        show = partial(print_words, make_console(), words)
-        yield Output([{"pipeline": spec.name, "started": True}], show)
-        return
-    if action in ("abort", "finish"):
-        end = core.abort if action == "abort" else core.finish
-        tables = end(home_folder(), spec.name, Silent())
-        line = "new" if action == "abort" else "old"
-        words = f"{spec.name}: the {line} line is gone ({', '.join(tables) or 'it had no table'})"
-        yield Output([{"pipeline": spec.name, "dropped_tables": tables}], partial(say, words))
-        return
-    with (
-        TerminalProgress(make_console(stderr=True), spec.name) as progress,
-        open_run(spec, progress) as run,
-    ):
-        if action == "cutover":
-            before, now = core.cut_over(run)
-            result = {"pipeline": spec.name, "before": before.number, "live": now.number}
-            lines = (
-                f"{spec.name}: live release {before.number} -> {now.number}",
-                f"To go back: embedding-pipelines rollback {spec.name} --to {before.number}",
-            )
-            yield Output([result], partial(say, *lines))
-            return
-        if action == "bridge":
-            bridge = build_bridge(run)
-            words = (
-                f"{spec.name}: queries of the new model keep {bridge.retention:.1%} of recall@10 in the "
-                f"old table ({bridge.retention_low:.1%} at least), over {bridge.queries:,} queries; "
-                f"{bridge.kind}, fitted to {bridge.pairs:,} texts, {bridge.embedded:,} embedded"
-            )
-            how = f"To search by it: embedding-pipelines search {spec.name} '…' --bridge"
-            show = partial(print_words, make_console(), f"{words}\n{how}")
-            yield Output([asdict(bridge)], show)
-            return
-        status = core.status(run)
-    yield Output([asdict(status)], lambda: _show(status))
+    if to is not None:
+        yield _start(spec.name, to)
+    elif action == "abort" or action == "finish":
+        yield _end(spec.name, action)
+    else:
+        does = {"cutover": _cut_over, "bridge": _build_bridge}.get(action, _status)
+        with (
+            TerminalProgress(make_console(stderr=True), spec.name) as progress,
+            open_run(spec, progress) as run,
+        ):
+            output = does(run)
+        yield output
+
+
+def _start(name: str, to: str) -> Output:
+    from embedding_pipelines.migrate import start
+
+    name = start(home_folder(), name, to).name
+    words = f"{name}: the file names the new model. `embedding-pipelines run {name}` "
+    words += "fills its line beside the old one."
+    show = partial(print_words, make_console(), words)
+    return Output([{"pipeline": name, "started": True}], show)
+
+
+def _end(name: str, action: Literal["abort", "finish"]) -> Output:
+    from embedding_pipelines.migrate import abort, finish
+    from embedding_pipelines.progress import Silent
+
+    end, line = (abort, "new") if action == "abort" else (finish, "old")
+    tables = end(home_folder(), name, Silent())
+    words = f"{name}: the {line} line is gone ({', '.join(tables) or 'it had no table'})"
+    return Output([{"pipeline": name, "dropped_tables": tables}], partial(say, words))
+
+
+def _cut_over(run: "Run") -> Output:
+    from embedding_pipelines.migrate import cut_over
+
+    name = run.spec.name
+    before, now = cut_over(run)
+    lines = (
+        f"{name}: live release {before.number} -> {now.number}",
+        f"To go back: embedding-pipelines rollback {name} --to {before.number}",
+    )
+    result = {"pipeline": name, "before": before.number, "live": now.number}
+    return Output([result], partial(say, *lines))
+
+
+def _build_bridge(run: "Run") -> Output:
+    from embedding_pipelines.bridge import build_bridge
+
+    name, bridge = run.spec.name, build_bridge(run)
+    words = (
+        f"{name}: queries of the new model keep {bridge.retention:.1%} of recall@10 in the "
+        f"old table ({bridge.retention_low:.1%} at least), over {bridge.queries:,} queries; "
+        f"{bridge.kind}, fitted to {bridge.pairs:,} texts, {bridge.embedded:,} embedded"
+    )
+    how = f"To search by it: embedding-pipelines search {name} '…' --bridge"
+    show = partial(print_words, make_console(), f"{words}\n{how}")
+    return Output([asdict(bridge)], show)
+
+
+def _status(run: "Run") -> Output:
+    from embedding_pipelines.migrate import status
+
+    state = status(run)
+    return Output([asdict(state)], lambda: _show(state))
 
 
 def _show(status: "MigrationStatus") -> None:

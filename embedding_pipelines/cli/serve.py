@@ -5,7 +5,9 @@ import io
 import os
 import socket
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +16,9 @@ from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.objects import is_uri
+
+if TYPE_CHECKING:
+    from embedding_pipelines.serving.server import Server
 
 SAGEMAKER_BUNDLE = "/opt/ml/model/bundle.tar"  # where SageMaker puts what it is given
 
@@ -89,12 +94,7 @@ def serve(
     from embedding_pipelines.serving.server import Server
     from embedding_pipelines.serving.wire import KEY_VARIABLE
 
-    for place in output or ():
-        if not is_uri(place):
-            raise typer.BadParameter(
-                f"`--output` is {place!r}, which is no bucket. Write a prefix as s3://bucket/folder/; folders "
-                "below the home need none."
-            )
+    _refuse_folders(output or ())
     keys = Keys(os.environ.get(KEY_VARIABLE), None if bundle else home_folder())
     if sagemaker:  # which has seen to it that whoever asks may
         keys, host, bundle = Keys(trusts_network=True), "0.0.0.0", bundle or SAGEMAKER_BUNDLE
@@ -103,23 +103,35 @@ def serve(
             f"--host {host}: without a key the server listens on loopback only. Set "
             f"${KEY_VARIABLE}, or use 127.0.0.1."
         )
-    # With --json stdout is for the object in the end.
-    messages = sys.stderr if isinstance(sys.stdout, io.StringIO) else sys.stdout
-    anybody = f" Without ${KEY_VARIABLE} it needs no key, and listens on loopback only."
-
-    def say_ready(address: str) -> None:
-        words = f"Ready on {address} (docs: {address}/docs).{anybody if keys.is_open else ''}"
-        print(words, file=messages, flush=True)
-        for name, problem in server.faults.items():
-            print(f"Not ready: {name}: {problem}", file=messages, flush=True)
-
     _require_free(host, port)
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()
         allowed = Permissions(frozenset(variable or ()), custom_code, frozenset(output or ()))
         server = Server(home, keys, reranker, allowed)
+        say_ready = partial(_say_ready, server)
         Process(server, host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])
+
+
+def _refuse_folders(places: Sequence[str]) -> None:
+    for place in places:
+        if not is_uri(place):
+            raise typer.BadParameter(
+                f"`--output` is {place!r}, which is no bucket. Write a prefix as s3://bucket/folder/; folders "
+                "below the home need none."
+            )
+
+
+def _say_ready(server: "Server", address: str) -> None:
+    from embedding_pipelines.serving.wire import KEY_VARIABLE
+
+    # With --json stdout is for the object in the end.
+    messages = sys.stderr if isinstance(sys.stdout, io.StringIO) else sys.stdout
+    anybody = f" Without ${KEY_VARIABLE} it needs no key, and listens on loopback only."
+    words = f"Ready on {address} (docs: {address}/docs).{anybody if server.keys.is_open else ''}"
+    print(words, file=messages, flush=True)
+    for name, problem in server.faults.items():
+        print(f"Not ready: {name}: {problem}", file=messages, flush=True)
 
 
 def _require_free(host: str, port: int) -> None:
