@@ -67,6 +67,38 @@ def prepare(
         raise ConfigError(f"input_type is {input_type!r}: write 'document' or 'query'.")
     if too_long not in ("refuse", "cut"):
         raise ConfigError(f"too_long is {too_long!r}: write 'refuse' or 'cut'.")
+    _require_content(texts, name)
+    counts = _count(texts, model, input_type, keeps_long=too_long == "cut")
+    special = counts.tokenizer.num_special_tokens_to_add(is_pair=False)
+    for row, count in enumerate(counts.tokens):
+        if count <= special:
+            raise ConfigError(
+                f"{name(row)} ({_excerpt(texts[row])}) holds nothing that {model.space.title} reads. "
+                "Leave it out: it has no meaning to embed."
+            )
+    readable, cut, unseen = list(texts), "", 0
+    long = [row for row, count in enumerate(counts.tokens) if count > counts.limit]
+    if long:
+        row = max(long, key=counts.tokens.__getitem__)
+        at_most = " at most" if counts.is_estimate else ""
+        has = (
+            f"has {counts.tokens[row]:,} tokens{at_most}; of a {input_type}, {model.space.title} "
+            f"reads {counts.limit:,}"
+        )
+        if too_long == "refuse":
+            exact = " Or name the model's tokenizer with tokenizer_of, which counts exactly."
+            raise ConfigError(
+                f"{name(row)} ({_excerpt(texts[row])}) {has}. {remedy}"
+                f"{exact if counts.is_estimate else ''}"
+            )
+        unseen = _cut(readable, counts, long, cutter)
+        others = f", and so were {len(long) - 1:,} more" if len(long) > 1 else ""
+        cut = f"{name(row)} {has}, and it was cut there{others}."
+    unknown = _unknown_in_words(counts, special, model.space.title, name)
+    return ReadableTexts(readable, counts.tokens, cut, unknown, unseen)
+
+
+def _require_content(texts: Sequence[str], name: Callable[[int], str]) -> None:
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise ConfigError(f"{name(row)} is {_excerpt(text)}, not a text.")
@@ -74,48 +106,6 @@ def prepare(
             raise ConfigError(f"{name(row)} is empty. Leave it out: it has no meaning to embed.")
         if SURROGATE.search(text):
             raise ConfigError(f"{name(row)} holds half a character, a lone surrogate. Replace it.")
-    counted = _count(texts, model, input_type, keeps_long=too_long == "cut")
-    tokenizer, tokens, limit = counted.tokenizer, counted.tokens, counted.limit
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    readable, cut, lacking, unseen = list(texts), "", "", 0
-    for row, count in enumerate(tokens):
-        if count <= special:
-            raise ConfigError(
-                f"{name(row)} ({_excerpt(texts[row])}) holds nothing that {model.space.title} reads. "
-                "Leave it out: it has no meaning to embed."
-            )
-    long = [row for row, count in enumerate(tokens) if count > limit]
-    if long:
-        row = max(long, key=tokens.__getitem__)
-        # A model's own tokenizer takes milliseconds to write out; an estimate has one word.
-        is_small = tokenizer.get_vocab_size() <= 1
-        is_estimate = is_small and tokenizer.to_str() == estimate().to_str()
-        at_most = " at most" if is_estimate else ""
-        has = f"has {tokens[row]:,} tokens{at_most}; of a {input_type}, {model.space.title} reads"
-        exact = " Or name the model's tokenizer with tokenizer_of, which counts exactly."
-        if too_long == "refuse":
-            raise ConfigError(
-                f"{name(row)} ({_excerpt(texts[row])}) {has} {limit:,}. {remedy}"
-                f"{exact if is_estimate else ''}"
-            )
-        encodings = [counted.long[at] for at in long]
-        cuts = cutter(tokenizer, limit).cut([texts[at] for at in long], encodings)
-        for at, pieces in zip(long, cuts, strict=True):
-            unseen += pieces[0].unseen
-            readable[at] = texts[at][: pieces[0].end]
-            tokens[at] = pieces[0].tokens
-        others = f", and so were {len(long) - 1:,} more" if len(long) > 1 else ""
-        cut = f"{name(row)} {has} {limit:,}, and it was cut there{others}."
-    content = sum(tokens) - special * len(tokens)
-    unknown = counted.unknown
-    if content and sum(unknown) / content >= TELL_UNKNOWN:
-        row = max(range(len(texts)), key=unknown.__getitem__)
-        share, most = f"{min(1, sum(unknown) / content):.0%}", f", most in {name(row)}"
-        lacking = (
-            f"{share} of the tokens are unknown to {model.space.title}{most if len(texts) > 1 else ''}: "
-            "it reads nothing in them. Use a model of their language."
-        )
-    return ReadableTexts(readable, tokens, cut, lacking, unseen)
 
 
 def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
@@ -125,7 +115,7 @@ def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _Counts:
     """What a tokenizer says of texts."""
 
     tokenizer: "Tokenizer"
@@ -134,10 +124,46 @@ class _Counted:
     unknown: list[int]  # of these, those that the vocabulary lacks
     long: "dict[int, Encoding]"  # beyond the limit, by row, with offsets; empty unless kept
 
+    @property
+    def is_estimate(self) -> bool:
+        # A model's own tokenizer takes milliseconds to write out; an estimate has one word.
+        is_small = self.tokenizer.get_vocab_size() <= 1
+        return is_small and self.tokenizer.to_str() == estimate().to_str()
+
+
+def _cut(
+    texts: list[str],
+    counts: _Counts,
+    rows: Sequence[int],
+    cutter: "Callable[[Tokenizer, int], Cutter]",
+) -> int:
+    """Cut these texts at the limit, in place as their tokens are; how many tokens were cut off."""
+    encodings = [counts.long[row] for row in rows]
+    cuts = cutter(counts.tokenizer, counts.limit).cut([texts[row] for row in rows], encodings)
+    unseen = 0
+    for row, pieces in zip(rows, cuts, strict=True):
+        unseen += pieces[0].unseen
+        texts[row] = texts[row][: pieces[0].end]
+        counts.tokens[row] = pieces[0].tokens
+    return unseen
+
+
+def _unknown_in_words(counts: _Counts, special: int, model: str, name: Callable[[int], str]) -> str:
+    """A sentence on the tokens that the model lacks; empty if they are few."""
+    unknown, content = counts.unknown, sum(counts.tokens) - special * len(counts.tokens)
+    if not content or sum(unknown) / content < TELL_UNKNOWN:
+        return ""
+    row = max(range(len(unknown)), key=unknown.__getitem__)
+    share, most = f"{min(1, sum(unknown) / content):.0%}", f", most in {name(row)}"
+    return (
+        f"{share} of the tokens are unknown to {model}{most if len(unknown) > 1 else ''}: "
+        "it reads nothing in them. Use a model of their language."
+    )
+
 
 def _count(
     texts: Sequence[str], model: EmbeddingModel, input_type: InputType, keeps_long: bool
-) -> _Counted:
+) -> _Counts:
     """`keeps_long`: who is about to cut needs no second encoding."""
     prompts, options = model.space.prompts, model.options
     # Estimate first where that is possible: OpenAI's vocabulary may have to be downloaded, and
@@ -149,18 +175,18 @@ def _count(
         own, documents = count_tokens(pair, tokenizer) if pair[0] != pair[1] else (0, 0)
         # The model's limit excludes the prompt of documents.
         limit = model.limits.max_tokens - max(0, own - documents)
-        counted = _Counted(tokenizer, limit, [], [], {})
+        counts = _Counts(tokenizer, limit, [], [], {})
         encode = tokenizer.encode_batch if keeps_long else tokenizer.encode_batch_fast
         missing = unknown_id(tokenizer)
         for at in range(0, len(texts), TEXTS_AT_ONCE):
             for entry in encode(list(texts[at : at + TEXTS_AT_ONCE])):
                 if keeps_long and len(entry) > limit:
-                    counted.long[len(counted.tokens)] = entry
-                counted.tokens.append(len(entry))
-                counted.unknown.append(count_unknown(entry, missing))
-        if max(counted.tokens, default=0) <= limit:
+                    counts.long[len(counts.tokens)] = entry
+                counts.tokens.append(len(entry))
+                counts.unknown.append(count_unknown(entry, missing))
+        if max(counts.tokens, default=0) <= limit:
             break
-    return counted
+    return counts
 
 
 def _excerpt(text: object) -> str:
