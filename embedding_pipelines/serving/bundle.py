@@ -19,7 +19,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -149,59 +149,52 @@ def write_bundle(
                 f"Pipeline {pipeline!r} migrates, and its trained model is where no other machine looks "
                 f"for one. Say `embedding-pipelines migrate {pipeline} finish`, then bundle."
             )
-        newer = {each.id for _, each in pushed_log(warehouse, pipeline).changes(release.pushed)}
-        if newer:
-            progress.note(
-                f"{counted(len(newer), 'document')} put or deleted since release {release.number}: "
-                f"the bundle holds what the release does. Run {pipeline} first to have it newer."
-            )
         model = stack.enter_context(release.spec.model.open(warehouse.home))
-        reranker = release.spec.search.rerank
-        require_portable(release.spec.model, warehouse.home, reranker)
-        if reranker and not (warehouse.home / reranker).is_dir():
-            progress.note(
-                f"The cross-encoder {reranker!r} is no folder of this home, so it does not go along: "
-                "the machine that serves the bundle fetches it from the Hugging Face hub."
-            )
+        require_portable(release.spec.model, warehouse.home, release.spec.search.rerank)
+        _note_omissions(warehouse, release, progress)
         draft = stack.enter_context(temporary_folder(to.absolute().parent, f".{to.name}-"))
         source = _Source(warehouse, folder, release, model)
         own = Warehouse(draft / HOME)
-        stored = source.write_release(own, progress)
-        has_shards = with_shards and source.write_state(own, stored, progress)
+        copy = source.write_release(own, progress)
+        has_shards = with_shards and source.write_state(own, copy, progress)
         source.write_golden(draft / GOLDEN)
-        options = release.spec.model
-        if options.takes_images:
+        if release.spec.model.takes_images:
             write_golden_images(draft / GOLDEN_IMAGES, model)
-        write_sbom(draft / SBOM, options, pipeline)
-        pin = pin_of(options, model, warehouse.home, reranker)
-        description = Description(
-            format=1,
-            pipeline=pipeline,
-            release=release.number,
-            space_id=release.space.id,
-            cleaning=release.cleaning,
-            codec=release.codec,
-            table=stored.table,
-            rows=stored.rows,
-            model=pin,
-            has_shards=has_shards,
-            licences=licences_of(draft / LICENCES, options, warehouse.home),
-            made_at=datetime.now(UTC),
-            made_by=__version__,
-            files=entries_below(draft),
-        )
+        write_sbom(draft / SBOM, release.spec.model, pipeline)
+        description = source.describe(draft, copy, has_shards)
         check_paths(description.files, _allowed(description))
         text = description.model_dump_json(indent=1)
         (draft / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-        if to.suffix == ARCHIVE:
-            sealed = draft / f"{HOME}{ARCHIVE}"
-            write_archive(draft, sorted(description.files), sealed)
-            sealed.rename(to)
-        else:
-            to.mkdir(parents=True)
-            for path in draft.iterdir():
-                path.rename(to / path.name)
+        _place_draft(draft, description, to)
     return description
+
+
+def _note_omissions(warehouse: Warehouse, release: Release, progress: Progress) -> None:
+    """Say what of a pipeline the bundle of its release is without."""
+    pipeline, reranker = release.spec.name, release.spec.search.rerank
+    newer = {each.id for _, each in pushed_log(warehouse, pipeline).changes(release.pushed)}
+    if newer:
+        progress.note(
+            f"{counted(len(newer), 'document')} put or deleted since release {release.number}: "
+            f"the bundle holds what the release does. Run {pipeline} first to have it newer."
+        )
+    if reranker and not (warehouse.home / reranker).is_dir():
+        progress.note(
+            f"The cross-encoder {reranker!r} is no folder of this home, so it does not go along: "
+            "the machine that serves the bundle fetches it from the Hugging Face hub."
+        )
+
+
+def _place_draft(draft: Path, description: Description, to: Path) -> None:
+    """Give the draft its name, as an archive if that is one's."""
+    if to.suffix == ARCHIVE:
+        archive = draft / f"{HOME}{ARCHIVE}"
+        write_archive(draft, sorted(description.files), archive)
+        archive.rename(to)
+    else:
+        to.mkdir(parents=True)
+        for path in draft.iterdir():
+            path.rename(to / path.name)
 
 
 class _Source:
@@ -251,10 +244,10 @@ class _Source:
             )
         table_name = release.table.partition(".")[0]
         changes = {"table": table_name, "version": version, "line": ""}
-        stored = release.model_copy(update=changes)
+        copy = release.model_copy(update=changes)
         table.tag({f"release-{release.number}": version})
-        write_releases(target, Releases(live=stored.number, releases=[stored]))
-        return stored
+        write_releases(target, Releases(live=copy.number, releases=[copy]))
+        return copy
 
     @property
     def name(self) -> str:
@@ -268,56 +261,38 @@ class _Source:
             return find_pipeline(self.name, self.warehouse.home).migration is not None
         return False
 
-    def write_state(self, own: Warehouse, stored: Release, progress: Progress) -> bool:
+    def describe(self, draft: Path, copy: Release, has_shards: bool) -> Description:
+        """What is in a draft, which has the release's copy and all but its description."""
+        release, home, options = self.release, self.warehouse.home, self.release.spec.model
+        return Description(
+            format=1,
+            pipeline=self.name,
+            release=release.number,
+            space_id=release.space.id,
+            cleaning=release.cleaning,
+            codec=release.codec,
+            table=copy.table,
+            rows=copy.rows,
+            model=pin_of(options, self.model, home, release.spec.search.rerank),
+            has_shards=has_shards,
+            licences=licences_of(draft / LICENCES, options, home),
+            made_at=datetime.now(UTC),
+            made_by=__version__,
+            files=entries_below(draft),
+        )
+
+    def write_state(self, own: Warehouse, copy: Release, progress: Progress) -> bool:
         """The steps' shards and records, if they are those that the release was made from; whether
         they are."""
-        target, state = own.pipeline(self.name), None
-        if self.migrates:
-            progress.note(
-                f"{self.name!r} migrates to another model, so the bundle can be served, but no run can "
-                f"go on from it, and it is without the pipeline file. End that first: "
-                f"`embedding-pipelines migrate {self.name}` says how."
-            )
+        state, target = self._state(progress), own.pipeline(self.name)
+        if state is None:
             return False
-        try:
-            spec = find_pipeline(self.name, self.warehouse.home)
-            with Run(spec, self.warehouse) as run:
-                state, digests = table_state(run), shard_digests(run)
-        except (ConfigError, StoreError) as error:
-            progress.note(f"{error} So the bundle can be served, but no run can go on from it.")
-            return False
-        release = self.release
-        if state is None or (state.table, state.version) != (release.table, release.version):
-            progress.note(
-                f"The live release {release.number} is not what the last run of {self.name!r} wrote, "
-                "so the bundle can be served, but no run can go on from it. Run the pipeline, or "
-                "roll back to its newest release, then bundle again."
-            )
-            return False
-        for name in STATE:
-            if (path := self.folder.folder / name).exists():
-                _copy(path, target.folder / name)
-        for step in STEPS:
-            shards: Shards = getattr(self.folder, step)
-            for partition in spec.partition_names:
-                manifest = shards.required(partition)
-                for file in (f"{partition}.json", manifest.shard):
-                    _copy(shards.folder / file, target.folder / step / file)
-        words = pushed_log(self.warehouse, self.name).last_changes(release.pushed)
-        if words:  # a source, as files are
-            pushed_log(own, self.name).append(words)
-        figures = f"{release.table}-{release.version}.json"
-        if (path := self.folder.quality / figures).exists():
-            _copy(path, target.quality / f"{stored.table}-{stored.version}.json")
-        checks = read_json(self.folder.checks)
-        if checks is not None:
-            own_place = {"table": stored.table, "version": stored.version}
-            write_json(target.checks, checks | own_place)
+        self._copy_rows(own, state.partitions)
+        self._copy_checks(target, copy)
         state = replace(
             state,
-            table=stored.table,
-            version=stored.version,
-            partitions=digests,
+            table=copy.table,
+            version=copy.version,
             trained_rows=self.trained_rows,
             trained_before={},
         )
@@ -326,6 +301,58 @@ class _Source:
             if path.name.partition(".")[0] == self.name:
                 _copy(path, own.forgotten / path.name)
         return True
+
+    def _state(self, progress: Progress) -> TableState | None:
+        """What the steps have made, of the shards as they are; None, once progress has why, if the
+        release was made from something else."""
+        release, state = self.release, None
+        if self.migrates:
+            progress.note(
+                f"{self.name!r} migrates to another model, so the bundle can be served, but no run can "
+                f"go on from it, and it is without the pipeline file. End that first: "
+                f"`embedding-pipelines migrate {self.name}` says how."
+            )
+            return None
+        try:
+            spec = find_pipeline(self.name, self.warehouse.home)
+            with Run(spec, self.warehouse) as run:
+                state, digests = table_state(run), shard_digests(run)
+        except (ConfigError, StoreError) as error:
+            progress.note(f"{error} So the bundle can be served, but no run can go on from it.")
+            return None
+        if state is None or (state.table, state.version) != (release.table, release.version):
+            progress.note(
+                f"The live release {release.number} is not what the last run of {self.name!r} wrote, "
+                "so the bundle can be served, but no run can go on from it. Run the pipeline, or "
+                "roll back to its newest release, then bundle again."
+            )
+            return None
+        return replace(state, partitions=digests)
+
+    def _copy_rows(self, own: Warehouse, partitions: Iterable[str]) -> None:
+        """The steps' shards and records, and what was pushed, which is a source, as files are."""
+        target = own.pipeline(self.name)
+        for name in STATE:
+            if (path := self.folder.folder / name).exists():
+                _copy(path, target.folder / name)
+        for step in STEPS:
+            shards: Shards = getattr(self.folder, step)
+            for partition in partitions:
+                manifest = shards.required(partition)
+                for file in (f"{partition}.json", manifest.shard):
+                    _copy(shards.folder / file, target.folder / step / file)
+        words = pushed_log(self.warehouse, self.name).last_changes(self.release.pushed)
+        if words:
+            pushed_log(own, self.name).append(words)
+
+    def _copy_checks(self, target: PipelineFolder, copy: Release) -> None:
+        """What the checks say of the release, as of its copy."""
+        figures = f"{self.release.table}-{self.release.version}.json"
+        if (path := self.folder.quality / figures).exists():
+            _copy(path, target.quality / f"{copy.table}-{copy.version}.json")
+        checks = read_json(self.folder.checks)
+        if checks is not None:
+            write_json(target.checks, checks | {"table": copy.table, "version": copy.version})
 
     def write_golden(self, path: Path) -> None:
         """Canaries and texts of the table, with the vectors that the model gives them today, past

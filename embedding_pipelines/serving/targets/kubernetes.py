@@ -124,9 +124,6 @@ def manifests_of(
         metadata = {"name": own, "namespace": place.namespace, "labels": labels}
         return {"apiVersion": api, "kind": kind, "metadata": metadata, **more}
 
-    least, most = settings.replicas
-    pods = {"matchLabels": labels}
-    average = {"type": "Utilization", "averageUtilization": settings.cpu_percent}
     return [
         manifest(
             *("v1", "Secret", place.configuration),
@@ -134,24 +131,7 @@ def manifests_of(
             immutable=True,
             stringData={file[0]: file[1]} if file else {},
         ),
-        manifest(
-            *("apps/v1", "Deployment"),
-            spec={
-                "selector": pods,
-                # Never fewer than serve now: a pod goes when another one is ready.
-                "strategy": {
-                    "type": "RollingUpdate",
-                    "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
-                },
-                "template": {
-                    "metadata": {
-                        "labels": labels,
-                        "annotations": {"embedding-pipelines/pipeline": place.pipeline},
-                    },
-                    "spec": _pod(place, settings),
-                },
-            },
-        ),
+        manifest(*("apps/v1", "Deployment"), spec=_deployment(place, settings, labels)),
         manifest(
             *("v1", "Service"),
             spec={
@@ -159,19 +139,40 @@ def manifests_of(
                 "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
             },
         ),
+        manifest(*("autoscaling/v2", "HorizontalPodAutoscaler"), spec=_scaler(name, settings)),
         manifest(
-            *("autoscaling/v2", "HorizontalPodAutoscaler"),
-            spec={
-                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
-                "minReplicas": least,
-                "maxReplicas": most,
-                "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": average}}],
-            },
-        ),
-        manifest(
-            *("policy/v1", "PodDisruptionBudget"), spec={"maxUnavailable": 1, "selector": pods}
+            *("policy/v1", "PodDisruptionBudget"),
+            spec={"maxUnavailable": 1, "selector": {"matchLabels": labels}},
         ),
     ]
+
+
+def _deployment(
+    place: Installation, settings: KubernetesSettings, labels: dict[str, str]
+) -> dict[str, Any]:
+    """Never fewer pods than serve now: one goes when another one is ready."""
+    rolling = {"maxUnavailable": 0, "maxSurge": 1}
+    annotations = {"embedding-pipelines/pipeline": place.pipeline}
+    return {
+        "selector": {"matchLabels": labels},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling},
+        "template": {
+            "metadata": {"labels": labels, "annotations": annotations},
+            "spec": _pod(place, settings),
+        },
+    }
+
+
+def _scaler(name: str, settings: KubernetesSettings) -> dict[str, Any]:
+    """So many pods that their processors are as busy as the settings say."""
+    least, most = settings.replicas
+    average = {"type": "Utilization", "averageUtilization": settings.cpu_percent}
+    return {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+        "minReplicas": least,
+        "maxReplicas": most,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": average}}],
+    }
 
 
 def _pod(place: Installation, settings: KubernetesSettings) -> dict[str, Any]:
