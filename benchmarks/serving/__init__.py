@@ -1,0 +1,1 @@
+"""The server under load: a room of its own, whose command is `python -m benchmarks.serving`."""
