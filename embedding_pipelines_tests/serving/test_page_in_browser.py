@@ -12,9 +12,12 @@ import uvicorn
 from pillow_heif import register_heif_opener
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
 
+from embedding_pipelines.serving import searching
+from embedding_pipelines.serving.admission import Line
 from embedding_pipelines.serving.api import create_app
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import TooManyRequests
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.clips import tiny_clip
 from embedding_pipelines_tests.conftest import HASHING
@@ -141,6 +144,30 @@ def test_a_query_shows_hits_with_scores_words_and_metadata(page: Page) -> None:
     assert float(first.locator(".score").inner_text()) > 0
     assert "cat: animal" in first.locator(".metadata").inner_text()
     assert "release 1" in page.inner_text("#release")
+
+
+def test_a_map_behind_others_is_waited_for_but_not_for_ever(
+    browser: Browser, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = [1.0, 1.0]
+
+    def refuse(server: Server, line: Line, kind: str, *_: object) -> None:
+        if kind == "map" and waits:
+            raise TooManyRequests("The map is behind.", retry_after_seconds=waits.pop(0))
+
+    monkeypatch.setattr(searching, "_refuse_late", refuse)
+    with opened(browser, address, "429") as page:
+        page.wait_for_function(
+            "() => document.getElementById('release').textContent.includes('waits')"
+        )
+        ask(page, "red fox")  # meanwhile
+        page.wait_for_selector("#map:not([hidden])")
+        assert "release 1" in page.inner_text("#release")
+        assert " ms." in page.inner_text("#status")
+    waits.append(1000.0)
+    with opened(browser, address, "429") as page:
+        page.wait_for_selector("#status.wrong")
+        assert page.inner_text("#status") == "The map is behind."
 
 
 def test_it_is_used_by_keyboard_alone(page: Page) -> None:

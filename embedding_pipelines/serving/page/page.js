@@ -14,9 +14,11 @@ let map = null; // of the pipeline that is chosen: places, documents, ids
 let hits = [];
 let lit = -1; // the hit that is pointed at
 let asking = null; // the search on its way
+let mapping = null; // the map on its way
 let sought = null; // what is searched for in place of words: {image}, a data URL, or {like}, an id
 let shown = []; // addresses of thumbnails, to be given back
 const takers = new Map(); // by pipeline: whether its model takes images
+const MOST_SECONDS = 120; // that the page waits for a map behind others
 const MOST_BYTES = 20 * 2 ** 20; // of an image, as the server has it
 // What of an image's metadata is for programs.
 const UNTOLD = new Set(["image", "uri", "perceptual", "file", "format", "width", "height", "label_scores"]);
@@ -31,7 +33,11 @@ async function ask(path, body, signal) {
     get("key").focus();
   }
   const answer = await reply.json().catch(() => ({}));
-  if (!reply.ok) throw new Error(answer.error || `The server answered ${reply.status}.`);
+  if (!reply.ok) {
+    const error = new Error(answer.error || `The server answered ${reply.status}.`);
+    error.seconds = Number(reply.headers.get("Retry-After")); // after which it may be asked again
+    throw error;
+  }
   return answer;
 }
 
@@ -64,9 +70,10 @@ async function choosePipeline() {
   if (sought?.image && !takers.get(name)) forget();
   map = null;
   get("map").hidden = true;
+  mapping?.abort();
+  const own = (mapping = new AbortController());
   try {
-    const answer = await ask(`page/map?pipeline=${encodeURIComponent(name)}`);
-    if (get("pipeline").value !== name) return;
+    const answer = await askMap(name, own.signal);
     get("release").textContent = `release ${answer.release}, ${answer.rows.toLocaleString()} chunks`;
     if (answer.x.length) {
       map = answer;
@@ -75,7 +82,24 @@ async function choosePipeline() {
       draw();
     }
   } catch (error) {
+    if (own.signal.aborted) return;
+    get("release").textContent = "";
     say(error.message, true);
+  }
+}
+
+// The map of a pipeline. While the server makes others, it says when to ask again.
+async function askMap(name, signal) {
+  for (let left = MOST_SECONDS; ; ) {
+    try {
+      return await ask(`page/map?pipeline=${encodeURIComponent(name)}`, null, signal);
+    } catch (error) {
+      left -= error.seconds;
+      if (!error.seconds || left < 0) throw error;
+      get("release").textContent = "the map waits for others …";
+      await new Promise((go) => setTimeout(go, error.seconds * 1000));
+      signal.throwIfAborted();
+    }
   }
 }
 
@@ -410,7 +434,8 @@ get("pipeline").addEventListener("change", () => {
   hits = [];
   get("hits").replaceChildren();
   say("");
-  choosePipeline().then(() => search());
+  choosePipeline();
+  search();
 });
 get("access").addEventListener("submit", (event) => {
   event.preventDefault();
