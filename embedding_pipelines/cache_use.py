@@ -1,14 +1,18 @@
 """Which vectors of the embedding cache the pipelines of a home use, and forgetting others."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from embedding_pipelines.embedding.cache import EmbeddingCache, content_keys
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import (
+    ConfigError,
+    EmbeddingPipelinesError,
+    describe_os_error,
+)
 from embedding_pipelines.overlay import RowMaker, codec_of, searched_release
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import query_texts
@@ -16,6 +20,7 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import SPACE_ID_KEY
 from embedding_pipelines.spec.load import read_pipelines
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.storage.bucket import CacheRules
 from embedding_pipelines.storage.pushed import pushed_log
@@ -34,26 +39,47 @@ class CacheUse:
     size_bytes: int
     vectors: int
     used_by: dict[str, int]
+    faults: dict[str, str] = field(default_factory=dict)  # by pipeline: why nobody can tell its own
 
     @property
-    def unused(self) -> int:
-        return self.vectors - sum(self.used_by.values())
+    def unused(self) -> int | None:
+        """None: nobody can tell, for there are faults."""
+        return None if self.faults else self.vectors - sum(self.used_by.values())
 
 
 def cache_use(home: Path) -> CacheUse:
     """What the cache of a home holds and which pipelines use it: with their chunks, releases and
     checks, in the spaces of today's model, of their shards and of their releases.
 
-    Raises ConfigError for a pipeline file that cannot be read, and whatever says why a pipeline's
-    model cannot be opened.
+    A pipeline whose file cannot be read, or whose model not be opened, has a fault in place of a
+    number.
     """
-    return _look(home, forget=False)
+    specs, broken = read_pipelines(home)
+    faults = {path.stem: str(error) for path, error in broken.items()}
+
+    def told(name: str, keys: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+        try:
+            yield from keys
+        except EmbeddingPipelinesError as error:
+            faults[name] = str(error)
+        except OSError as error:
+            faults[name] = describe_os_error(error)
+
+    path, size = _file(home)
+    with _open(home, specs.values()) as (cache, users):
+        vectors, used_by = cache.count_used({name: told(name, users[name]) for name in users})
+    counts = {name: count for name, count in used_by.items() if name not in faults}
+    return CacheUse(path, size, vectors, counts, faults)
 
 
 def forget_unused(home: Path) -> CacheUse:
     """Forget all other vectors, those of programs too, and make the file smaller; what was there
-    before. Raises as `cache_use`, and BusyError while a pipeline runs."""
-    return _look(home, forget=True)
+    before. Raises ConfigError for a pipeline file that cannot be read, whatever says why a pipeline's
+    model cannot be opened, and BusyError while a pipeline runs."""
+    path, size = _file(home)
+    with _open(home, _read_all(home), is_writing=True) as (cache, users):
+        vectors, used_by = cache.count_used(users, not cache.read_only)
+    return CacheUse(path, size, vectors, used_by)
 
 
 def expire_unused(
@@ -64,34 +90,37 @@ def expire_unused(
     most = None if rules.max_gb is None else int(rules.max_gb * GIGABYTE)
     if rules.unused_days is None and most is None:
         return 0, 0
-    with _open(home, not look_only) as (cache, users):
+    with _open(home, _read_all(home), not look_only) as (cache, users):
         if cache.read_only and not cache.path.exists():
             return 0, 0
         return cache.expire(users, today, rules.unused_days, most, look_only)
 
 
-def _look(home: Path, forget: bool) -> CacheUse:
+def _file(home: Path) -> tuple[Path, int]:
+    """Where the cache is, and what it takes."""
     path = Warehouse(home).cache
-    size = path.stat().st_size if path.exists() else 0
-    with _open(home, forget) as (cache, users):
-        vectors, used_by = cache.count_used(users, forget and not cache.read_only)
-    return CacheUse(path, size, vectors, used_by)
+    return path, path.stat().st_size if path.exists() else 0
 
 
-@contextlib.contextmanager
-def _open(
-    home: Path, is_writing: bool
-) -> Iterator[tuple[EmbeddingCache, dict[str, Iterator[list[bytes]]]]]:
-    """The cache, and the keys of each pipeline; to write, while none of them runs."""
-    warehouse, (specs, broken) = Warehouse(home), read_pipelines(home)
+def _read_all(home: Path) -> Collection[PipelineSpec]:
+    specs, broken = read_pipelines(home)
     if broken:
         names = ", ".join(sorted(path.name for path in broken))
         raise ConfigError(
             f"Nobody can know which vectors {names} would use. Mend or delete it, then try again."
         )
+    return specs.values()
+
+
+@contextlib.contextmanager
+def _open(
+    home: Path, specs: Collection[PipelineSpec], is_writing: bool = False
+) -> Iterator[tuple[EmbeddingCache, dict[str, Iterator[list[bytes]]]]]:
+    """The cache, and the keys of each pipeline; to write, while none of them runs."""
+    warehouse = Warehouse(home)
     cache = EmbeddingCache(warehouse.cache, read_only=not warehouse.cache.exists())
     with contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(Run(spec, warehouse)) for spec in specs.values()]
+        runs = [stack.enter_context(Run(spec, warehouse)) for spec in specs]
         for run in runs if is_writing else ():
             stack.enter_context(run.folder.lock("run", timeout_seconds=0))
         stack.enter_context(cache)

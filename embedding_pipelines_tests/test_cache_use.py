@@ -116,6 +116,30 @@ def test_the_command_shows_and_asks(
     assert result["used_by"][-1] == {"pipeline": None, "vectors": 0}
 
 
+def test_each_service_that_is_away_has_a_line_of_its_own(
+    used: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {name: f"http://127.0.0.1:{port}" for port, name in enumerate(("away", "gone"), 1)}
+    for name, place in places.items():
+        model = f"ollama, model: m, base_url: '{place}'}}"
+        write_pipeline(used, name, HASHING.replace("hashing}", model))
+    write_pipeline(used, "broken", "model: {")
+    said = Command(monkeypatch, capsys)("cache", "--forget", "unused", "--yes", "--json")
+    assert said.code == 1
+    counts = {row["pipeline"]: row["vectors"] for row in said.results[0]["used_by"]}
+    assert counts["p"] >= 40
+    assert [counts[name] for name in ("away", "broken", "gone", None)] == [None] * 4
+    faults = {error["pipeline"]: error["error"] for error in said.envelope["errors"]}
+    assert all(f"{name}: {place}/" in faults[name] for name, place in places.items())
+    assert "broken.yaml:1" in faults["broken"]
+    assert "nothing is forgotten" in faults[None]
+    assert len(EmbeddingCache(Warehouse(used).cache)) > 2_000
+    said = Command(monkeypatch, capsys)("cache")
+    assert {"  away: nobody can tell", "  of no pipeline: nobody can tell"} <= {
+        *said.out.splitlines()
+    }
+
+
 def test_a_home_without_a_cache_has_none_afterwards(home: Path) -> None:
     assert (cache_use(home).vectors, forget_unused(home).vectors) == (0, 0)
     assert not Warehouse(home).cache.exists()

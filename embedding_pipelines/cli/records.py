@@ -275,23 +275,29 @@ def cache(
     from embedding_pipelines.cache_use import cache_use, forget_unused
 
     use = cache_use(home_folder())
-    rows = [{"pipeline": name, "vectors": count} for name, count in use.used_by.items()]
-    rows.append({"pipeline": None, "vectors": use.unused})
-    size = f"{use.size_bytes / MEGABYTE:,.1f} MB"
-    words = [
-        f"{use.path}: {counted(use.vectors, 'vector')}, {size}",
-        *(f"  {name}: {count:,}" for name, count in use.used_by.items()),
-        f"  of no pipeline: {use.unused:,}",
-    ]
-    if forget:
-        what = f"{counted(use.unused, 'vector')} of no pipeline, those of programs too"
+    unused, size = use.unused, f"{use.size_bytes / MEGABYTE:,.1f} MB"
+    counts = {**use.used_by, **dict.fromkeys(use.faults), None: unused}
+    words = [f"{use.path}: {counted(use.vectors, 'vector')}, {size}"]
+    for name, count in counts.items():
+        number = "nobody can tell" if count is None else f"{count:,}"
+        words.append(f"  {name or 'of no pipeline'}: {number}")
+    if forget and unused is not None:
+        what = f"{counted(unused, 'vector')} of no pipeline, those of programs too"
         _confirm(yes, f"cache: {what}. Say --yes to forget them.", f"Forget {what}?")
         before = forget_unused(home_folder())
         now = use.path.stat().st_size if use.path.exists() else 0
         gone = before.size_bytes - now
-        count = counted(before.unused, "vector")
-        words.append(f"Forgot {count}: the file is {gone / MEGABYTE:,.1f} MB smaller.")
-    elif use.unused:
+        words.append(
+            f"Forgot {counted(before.unused or 0, 'vector')}: the file is {gone / MEGABYTE:,.1f} MB "
+            "smaller."
+        )
+    elif unused:
         words.append("To forget what no pipeline uses: embedding-pipelines cache --forget unused")
+    rows = [{"pipeline": name, "vectors": count} for name, count in counts.items()]
     result = {"path": str(use.path), "size_bytes": use.size_bytes, "vectors": use.vectors}
-    yield Output([result | {"used_by": rows, "forgotten": bool(forget)}], partial(say, *words))
+    result |= {"used_by": rows, "forgotten": bool(forget) and unused is not None}
+    yield Output([result], partial(say, *words))
+    for name, fault in use.faults.items():
+        yield Problem(f"{name}: {fault}", name)
+    if forget and use.faults:
+        yield Problem(f"cache: nothing is forgotten, since {', '.join(use.faults)} may use it.")
