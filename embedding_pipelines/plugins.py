@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
-from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from embedding_pipelines.errors import ConfigError
@@ -106,7 +105,7 @@ class _OneOf:
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    ) -> dict[str, Any]:
         return handler(self._adapter(None).core_schema)
 
     def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Any:
