@@ -34,7 +34,7 @@ from embedding_pipelines.sources.inputs import Stamp, fetched
 from embedding_pipelines.sources.text import COMPRESSED
 from embedding_pipelines.sources.values import parse_list
 from embedding_pipelines.spec.load import pipeline_file, read_draft
-from embedding_pipelines.stores.base import Searchable
+from embedding_pipelines.stores.base import Filter, Searchable
 from embedding_pipelines.vectors import Distance
 
 LOOK_SECONDS = 5.0  # between two looks at a bucket or a database; at a file each search looks
@@ -332,7 +332,7 @@ class Permitted:
         vector: NDArray[np.generic],
         k: int,
         metric: Distance,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
@@ -349,7 +349,7 @@ class Permitted:
         self,
         text: str,
         k: int,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         names: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,

@@ -42,7 +42,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.storage.forgotten import read_forgotten
 from embedding_pipelines.storage.pushed import Change, PushedWatch, Segment, pushed_log
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
-from embedding_pipelines.stores.base import Searchable, Store, Table
+from embedding_pipelines.stores.base import Filter, Searchable, Store, Table
 from embedding_pipelines.vectors import Distance, Vectors, checksums, to_column
 
 PLACE = SourceFile("pushed", 0, (), Path())  # of documents that no file holds yet
@@ -379,7 +379,7 @@ class Overlaid:
         vector: NDArray[np.generic],
         k: int,
         metric: Distance,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
@@ -408,7 +408,7 @@ class Overlaid:
         self,
         text: str,
         k: int,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         names: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,

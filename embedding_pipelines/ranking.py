@@ -15,12 +15,10 @@ from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY
 from embedding_pipelines.spec.search import Mode
+from embedding_pipelines.stores.base import Filter as Filter
 from embedding_pipelines.stores.base import Searchable, Table
-from embedding_pipelines.stores.filters import filter_of
 from embedding_pipelines.vectors import Vectors, from_numbers, to_matrix, to_numbers
 
-# A condition, or what `stores/filters.py filter_of` makes one of: a value, or comparisons, by name.
-Filter = str | Mapping[str, Any]
 # Reciprocal rank fusion (Cormack, Clarke and Buettcher, 2009): a row at rank r of a list gets
 # 1 / (FUSION + r). SciFact's 809 training queries, MiniLM beside BM25 (0.660 and 0.698 alone),
 # nDCG@10 with 1, 2, 5, 10, 20, 60: 0.736, 0.731, 0.731, 0.727, 0.726, 0.720. Not the least of them,
@@ -56,7 +54,6 @@ def find(
     by both, fused; a score of 1 is first in both lists. `near` are the nearest rows, `rows_needed`
     of them, of a caller that has them. Raises as `nearest`.
     """
-    filter = condition_of(filter)
     if mode == "text":
         return _by_words(table, query.text, k, filter, version, names)
     if query.vector is None:
@@ -107,25 +104,12 @@ def _by_words(
     table: Searchable,
     text: str,
     k: int,
-    filter: str | None,
+    filter: Filter | None,
     version: int,
     names: Mapping[str, str] | None,
 ) -> pa.Table:
     rows = table.search_text(text, k, filter, version, names)
     return rows.rename_columns([{"_score": "score"}.get(name, name) for name in rows.column_names])
-
-
-def condition_of(filter: Filter | None) -> str | None:
-    """A filter as a condition. Raises ConfigError for what is none, StoreError for a mapping that
-    makes none."""
-    if isinstance(filter, Mapping):
-        filter = filter_of(filter)
-    if not isinstance(filter, str | None):
-        raise ConfigError(
-            f'The filter is {filter!r}. Write a condition, as in "price < 9", or a mapping, as in '
-            '{"brand": ["Acme", "Apex"]}.'
-        )
-    return filter
 
 
 def nearest(
@@ -143,10 +127,9 @@ def nearest(
     Their columns are the table's and `score` float32: the cosine, or the share of equal bits for a
     binary codec without rescoring vectors. With rescoring vectors, the codes give `oversample`
     times `k` rows, and these vectors rank them. `names` are as in `Table.search`. Raises
-    CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
-    filter, ConfigError for what is none.
+    CompressionError for a vector of another shape or one that is not finite, FilterError for a wrong
+    filter.
     """
-    filter = condition_of(filter)
     code, rescoring = encode_queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
     rows = table.search(code, k * codec.oversample, codec.metric, filter, version, rescoring, names)
     return _scored(rows, codec, vector, k)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from embedding_pipelines.access import Access, Permitted, Principals
 from embedding_pipelines.errors import ReleaseError, StoreError
 from embedding_pipelines.overlay import searched_release
-from embedding_pipelines.ranking import Filter, condition_of
+from embedding_pipelines.ranking import Filter
 from embedding_pipelines.releases import find_released, no_release
 from embedding_pipelines.schemas import CHUNK_COLUMNS, TABLE_TYPES
 from embedding_pipelines.search.queries import check_k, clean_query
@@ -64,7 +64,7 @@ class UnreleasedTexts:
         texts = self._texts if visible is None else Permitted(self._texts, visible)
         text = clean_query(self.spec, query, "The query")
         names = self.spec.source.table_names
-        rows = texts.search_text(text, k, condition_of(filter), 1, names)
+        rows = texts.search_text(text, k, filter, 1, names)
         rows = rows.rename_columns(
             ["score" if name == "_score" else name for name in rows.schema.names]
         )

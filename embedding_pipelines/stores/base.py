@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ from embedding_pipelines.files import delete
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.vectors import Distance
 
+# A condition, or what `filters.py filter_of` makes one of: a value, or comparisons, by column.
+Filter = str | Mapping[str, Any]
 # The Arrow types of the numbers in a code; a binary one holds eight bits.
 NUMBER_TYPES: dict[str, pa.DataType] = {
     "float32": pa.float32(),
@@ -32,7 +34,7 @@ class Searchable(Protocol):
         vector: NDArray[np.generic],
         k: int,
         metric: Distance,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
@@ -43,7 +45,7 @@ class Searchable(Protocol):
         self,
         text: str,
         k: int,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         names: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
@@ -135,7 +137,7 @@ class Table(ABC):
         vector: NDArray[np.generic],
         k: int,
         metric: Distance,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
@@ -167,7 +169,7 @@ class Table(ABC):
         self,
         text: str,
         k: int,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         names: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,

@@ -55,7 +55,7 @@ from embedding_pipelines.stores._lance_search import (
     open_snapshot,
 )
 from embedding_pipelines.stores._manifest import leads_elsewhere, named_by, varint
-from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Store, Table
+from embedding_pipelines.stores.base import NUMBER_TYPES, Filter, IndexChoice, Store, Table
 from embedding_pipelines.stores.filters import filter_error, store_filter
 from embedding_pipelines.vectors import Distance
 
@@ -369,7 +369,7 @@ class LanceTable(Table):
         vector: NDArray[np.generic],
         k: int,
         metric: Distance,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         rescoring: bool = False,
         names: Mapping[str, str] | None = None,
@@ -429,7 +429,7 @@ class LanceTable(Table):
         self,
         text: str,
         k: int,
-        filter: str | None,
+        filter: Filter | None,
         version: int,
         names: Mapping[str, str] | None = None,
         only: Sequence[str] | None = None,
@@ -447,7 +447,7 @@ class LanceTable(Table):
     def has_text_index(self, version: int) -> bool:
         return self._snapshot(version).has_text_index
 
-    def _search_error(self, error: Exception, filter: str | None, version: int) -> StoreError:
+    def _search_error(self, error: Exception, filter: Filter | None, version: int) -> StoreError:
         if filter is not None:
             snapshot = self._snapshot(version)
             return filter_error(filter, snapshot.schema, snapshot.columns, short(error))
@@ -650,7 +650,7 @@ def _many(only: Sequence[str] | None) -> tuple[Sequence[str] | None, Documents |
 
 def _condition(
     snapshot: Snapshot,
-    filter: str | None,
+    filter: Filter | None,
     names: Mapping[str, str] | None,
     only: Sequence[str] | None,
 ) -> str | None:

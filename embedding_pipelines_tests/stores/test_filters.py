@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import math
 import operator
 import struct
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import METADATA_TYPES
 from embedding_pipelines.stores._filter_values import CALLS
+from embedding_pipelines.stores.base import Filter
 from embedding_pipelines.stores.filters import filter_of, store_filter
 
 UTC = datetime.UTC
@@ -61,7 +63,7 @@ def matches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[in
     connection = lancedb.connect(tmp_path_factory.mktemp("tables"))
     table = connection.create_table("rows", pa.Table.from_pylist(ROWS, SCHEMA))
 
-    def find(filter: str) -> list[int]:
+    def find(filter: Filter) -> list[int]:
         where = store_filter(filter, SCHEMA, COLUMNS)
         texts = table.search().where(where).select(["text"]).limit(99).to_arrow()["text"]
         return sorted(int(text.split()[1]) for text in texts.to_pylist())
@@ -262,18 +264,22 @@ def test_a_mapping_takes_columns_and_arrays(matches: Callable[[str], list[int]])
     expected = matches("year IN (1999, 2024)")
     assert matches(filter_of({"year": years})) == matches(filter_of({"year": {"in": years}}))
     assert matches(filter_of({"year": years})) == expected
-    with pytest.raises(StoreError, match="compares with nothing"):
-        filter_of({"year": {}})
+    with pytest.raises(StoreError, match="compared with nothing"):
+        store_filter({"year": {}}, SCHEMA, COLUMNS)
 
 
 def test_the_example_of_an_error_is_a_filter_that_works(
-    matches: Callable[[str], list[int]],
+    matches: Callable[[Filter], list[int]],
 ) -> None:
     for at in range(len(COLUMNS)):
         with pytest.raises(StoreError) as caught:
             store_filter("", SCHEMA, COLUMNS[: at + 1])
         example = str(caught.value).partition('Example: "')[2].removesuffix('".')
         matches(example)
+        with pytest.raises(StoreError) as caught:
+            store_filter({"nothing": 1}, SCHEMA, COLUMNS[: at + 1])
+        assert all(name in str(caught.value) for name in COLUMNS[: at + 1])
+        matches(json.loads(str(caught.value).partition("Example: ")[2].removesuffix(".")))
 
 
 SIGNS = {
@@ -407,17 +413,20 @@ def test_a_mapping_is_a_filter(
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
-        ({"price": {"above": 5}}, "'above'. Write one of: =, eq"),
+        ({"price": {"above": 5}}, "'above', which is no operator.* Operators: =, eq.*, contains"),
         ({"price": math.nan}, "value nan"),
         ({"price": b"x"}, "Write a text, a number"),
         ({"price": {"in": 5}}, "takes a list"),
         ({"price": []}, "takes a list"),
-        ({5: 5}, "the key 5"),
+        ({5: 5}, "5 is no key"),
+        (["price = 5"], "it is none. Write a condition"),
     ],
 )
-def test_a_wrong_mapping_is_told(mapping: dict[Any, Any], words: str) -> None:
-    with pytest.raises(StoreError, match=words):
-        filter_of(mapping)
+def test_a_wrong_mapping_is_told_with_the_columns_there_are(mapping: Any, words: str) -> None:
+    with pytest.raises(StoreError, match=words) as caught:
+        store_filter(mapping, SCHEMA, COLUMNS)
+    assert f"The filter {mapping!r} cannot be used: " in str(caught.value)
+    assert " Columns: text (text), brand (text), " in str(caught.value)
 
 
 @given(st.text())
@@ -464,7 +473,6 @@ def test_the_page_shows_conditions_that_work_and_names_every_function() -> None:
 )
 def test_a_column_of_id_or_text_is_told_by_its_name_in_filters(filter: Any, words: str) -> None:
     names = {"sku": "document_id", "title": "text", "Long title": "text"}
-    text = filter if isinstance(filter, str) else filter_of(filter)
     with pytest.raises(StoreError, match=words) as caught:
-        store_filter(text, SCHEMA, COLUMNS, names)
+        store_filter(filter, SCHEMA, COLUMNS, names)
     assert "single quotes" not in str(caught.value)

@@ -211,6 +211,7 @@ def test_filters_hold(hybrid: TestClient, filter: Any) -> None:
         ({"query": "x", "mode": "words"}, 400, "mode: "),
         ({"query": "x", "filter": "price ="}, 400, "The filter 'price =' cannot be used"),
         ({"query": "x", "filter": {"nothing": 1}}, 400, "cannot be used"),
+        ({"query": "x", "filter": {"cat": {"above": 1}}}, 400, "Columns: chunk_id (text)"),
         ({"query": "x", "kk": 3}, 400, "kk"),
         ({"query": "x", "pipeline": "thing"}, 404, "Did you mean 'things'?"),
         ({"query": "x", "pipeline": 9}, 404, "No pipeline has the number 9"),
