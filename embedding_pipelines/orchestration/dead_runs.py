@@ -5,21 +5,24 @@ Dagster (1.13) looks after the processes that its running code server started, a
 """
 
 import time
+from types import MappingProxyType
 
 import dagster as dg
 
 from embedding_pipelines.errors import BusyError
 from embedding_pipelines.orchestration.records import is_of_another_machine
+from embedding_pipelines.spec.load import pipeline_file
 from embedding_pipelines.storage.warehouse import Warehouse
 
 SILENT_SECONDS = 300.0  # a run that lives takes its lock, or says something, sooner than that
 # Of a run whose lock is not seen from here: it is on another machine, or its job has none.
 SILENT_ELSEWHERE_SECONDS = 86_400.0
-OPTIMIZES = "__optimize"  # the end of the name of a job that has the lock of a pipeline's runs
-CLEANS, DEPLOYS = (
-    "_clean_warehouse",
-    "__deploy",
-)  # a job without a lock, and the end of others' names
+CLEANS = "_clean_warehouse"  # a job without a lock
+# What else is done with pipelines than runs, by jobs named PIPELINE__KIND, and whether it holds the
+# lock of a pipeline's runs. A comparison does, but for a pipeline that has none yet.
+HOLDS_LOCK = MappingProxyType(
+    {"optimize": True, "compare": False, "deploy": False, "undeploy": False}
+)
 ENDED = "The process of this run was ended from outside; the next run goes on from it."
 
 
@@ -29,7 +32,7 @@ def end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> list[st
     A run that works holds the lock of its pipeline, and one that waits for the lock takes it as
     soon as it is free. So a run is dead if the locks of its pipelines stay free, and it has said
     nothing for a while. The locks of another machine, which shares the records, are not seen from
-    here: its runs are dead after a day of silence, and so are cleaning and deploying, which have none.
+    here: its runs are dead after a day of silence, and so is what holds none.
     """
     started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
     silent = [run for run in instance.get_runs(started) if _is_silent(instance, run, warehouse)]
@@ -51,9 +54,15 @@ def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun, warehouse: Ware
 
 def _has_no_lock(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
     """Whether a run is of a job of this project that holds no lock of a pipeline's runs."""
-    name = run.job_name.removesuffix(DEPLOYS)
-    is_deploy = name != run.job_name and warehouse.pipeline(name).folder.exists()
-    return run.job_name == CLEANS or is_deploy
+    _, kind = _work_of(run, warehouse)
+    return run.job_name == CLEANS or not HOLDS_LOCK.get(kind, True)
+
+
+def _work_of(run: dg.DagsterRun, warehouse: Warehouse) -> tuple[str, str]:
+    """The pipeline that a job is named by, and what else than a run it does with it, if it does."""
+    name, _, kind = run.job_name.rpartition("__")
+    is_here = warehouse.pipeline(name).folder.exists() or pipeline_file(name, warehouse.home)
+    return (name, kind) if name and kind in HOLDS_LOCK and is_here else (run.job_name, "")
 
 
 def _is_free(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
@@ -62,7 +71,7 @@ def _is_free(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
     if _has_no_lock(run, warehouse):
         return True
     keys = run.asset_selection or ()
-    names = {key.path[0] for key in keys} or {run.job_name.removesuffix(OPTIMIZES)}
+    names = {key.path[0] for key in keys} or {_work_of(run, warehouse)[0]}
     for name in names:
         folder = warehouse.pipeline(name)
         if not folder.has_lock("run"):
