@@ -6,27 +6,38 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import read_json
-from embedding_pipelines.ranking import FUSION, Query, find, fuse
+from embedding_pipelines.ranking import FUSION, Query, find, fuse, nearest
+from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, search
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     copy_home,
+    hashing,
     report,
     run_of,
     run_steps,
     write_csv,
     write_pipeline,
 )
+from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.stores.tables import add, build, fit_chain
 
 ROWS = [
     *((f"id-{n}", f"animal{n} runs in room{n % 5}", "even" if n % 2 == 0 else "odd") for n in range(60)),
     ("rare", "the Zanzibar leopard was running here " + "and there " * 30, "odd"),
 ]  # fmt: skip
+ROOMS = [
+    (f"id-{n}", f"animal{n} in room{n % 5}", "even" if n % 2 == 0 else "odd", n) for n in range(60)
+]
+RESCORED = (
+    HASHING.replace("metadata: [cat]", "metadata: {Cat: string, year: int}")
+    + "compression: [{kind: binary, oversample: 2}]\n"
+)
 MODES: tuple[Mode, ...] = ("vector", "text", "hybrid")
 
 
@@ -160,3 +171,86 @@ def test_the_hits_of_both_ways_are_among_the_fused_ones(built: Path) -> None:
     )
     assert both == near | worded
     assert np.isfinite([hit.score for hit in searcher.search("room3", 61).hits]).all()
+
+
+@pytest.fixture(scope="module")
+def rescored_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bits with int8 copies, of twice as many rows as there are hits."""
+    home = tmp_path_factory.mktemp("rescored")
+    write_pipeline(home, "p", RESCORED)
+    write_csv(home, "a.csv", ROOMS, "id,title,Cat,year")
+    run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def rescored(home: Path, rescored_once: Path) -> Searcher:
+    copy_home(rescored_once, home)
+    return Searcher(Warehouse(home), "p")
+
+
+def test_rescored_scores_are_cosines_and_in_their_order(rescored: Searcher) -> None:
+    text = "animal7 room2"
+    hits = rescored.search(text, 10).hits
+    query, *vectors = hashing().embed([text, *(hit.text for hit in hits)], "query").vectors
+    scores = [hit.score for hit in hits]
+    assert scores == pytest.approx([float(query @ vector) for vector in vectors], abs=0.01)
+    assert scores == sorted(scores, reverse=True)
+    assert len({hit.chunk_id for hit in hits}) == 10
+
+
+def test_copies_are_kept_in_the_table_and_given_to_no_searcher(rescored: Searcher) -> None:
+    release, table = rescored.release, rescored.rows.table
+    assert table.schema(release.version).field(RESCORING_VECTOR).type == pa.list_(pa.int8(), 64)
+    assert rescored.search("animal7", 1).hits[0].metadata.keys() == {"Cat", "year"}
+    vector = hashing().embed(["animal7"], "query").vectors[0]
+    rows = nearest(table, rescored.codec, vector, 3, None, release.version)
+    own = ["chunk_id", "document_id", "start", "end", "text", "Cat", "year"]
+    assert rows.column_names == [*own, "score"]
+    assert rows.schema.field("score").type == pa.float32()
+
+
+def test_a_filter_loses_no_rows_to_rescoring(rescored: Searcher) -> None:
+    hits = rescored.search("animal7 in room2", 60, "year >= 20").hits
+    assert sorted(hit.document_id for hit in hits) == sorted(f"id-{n}" for n in range(20, 60))
+    assert len(rescored.search("animal7 in room2", 5, "Cat = 'odd'").hits) == 5
+    assert rescored.search("animal7 in room2", 5, "Cat = 'nobody'").hits == []
+
+
+def test_more_oversampling_finds_more_of_the_nearest(tmp_path: Path) -> None:
+    vectors, queries = clustered(3_000, 64), clustered(30, 64, seed=5)
+    exact = np.argsort(-queries @ vectors.T, axis=1)[:, :10].tolist()
+    shares = []
+    for oversample in (1, 4, 32):
+        codec = fit_chain(f"[{{kind: binary, oversample: {oversample}}}]", vectors)
+        table = build(tmp_path, codec)
+        add(table, codec, vectors, 0, [])
+        assert table.index(codec.metric, 0) == 3_000
+        assert table.version is not None
+        names = [
+            nearest(table, codec, query, 10, None, table.version)["chunk_id"].to_pylist()
+            for query in queries
+        ]
+        shares.append(
+            np.mean(
+                [len(set(map(int, a)) & set(b)) / 10 for a, b in zip(names, exact, strict=True)]
+            )
+        )
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] > 0.95
+
+
+@pytest.mark.parametrize(
+    "chain", ["[]", "[float16]", "[int8]", "[{kind: binary, rescore: none}]", "[binary]"]
+)
+def test_a_vector_of_another_shape_or_without_numbers_is_refused(
+    tmp_path: Path, chain: str
+) -> None:
+    vectors = clustered(300, 64)
+    codec = fit_chain(chain, vectors)
+    table = build(tmp_path, codec)
+    add(table, codec, vectors, 0, [])
+    assert table.version is not None
+    for wrong in (vectors[0, :-1], np.full(64, np.nan, np.float32)):
+        with pytest.raises(CompressionError, match=r"shape|NaN"):
+            nearest(table, codec, wrong, 1, None, table.version)

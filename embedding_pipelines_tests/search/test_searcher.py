@@ -5,19 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import (
-    CompressionError,
     ConfigError,
     SpaceMismatchError,
     StoreError,
 )
 from embedding_pipelines.inference import cross_encoder
-from embedding_pipelines.ranking import nearest
-from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, search
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
@@ -27,9 +23,7 @@ from embedding_pipelines_tests.chain import (
     write_csv,
     write_pipeline,
 )
-from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
-from embedding_pipelines_tests.stores.tables import add, build, fit_chain
 
 ROWS = [
     (f"id-{n}", f"animal{n} in room{n % 5}", "even" if n % 2 == 0 else "odd", n) for n in range(60)
@@ -199,89 +193,6 @@ def test_another_cross_encoder_takes_the_place_of_the_first(
         for name in ("one", "one", "other"):
             assert searcher.search("animal7", rerank=name).reranked_by == name
     assert steps == ["open one", "close one", "open other", "close other"]
-
-
-@pytest.fixture(scope="module")
-def rescored_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bits with int8 copies, twice as many found as are wanted."""
-    home = tmp_path_factory.mktemp("rescored")
-    write_pipeline(home, "p", PIPELINE + "compression: [{kind: binary, oversample: 2}]\n")
-    write_csv(home, "a.csv", ROWS, "id,title,Cat,year")
-    run_steps(home, "p")
-    return home
-
-
-@pytest.fixture
-def rescored(home: Path, rescored_once: Path) -> Searcher:
-    copy_home(rescored_once, home)
-    return Searcher(Warehouse(home), "p")
-
-
-def test_rescored_scores_are_cosines_and_in_their_order(rescored: Searcher) -> None:
-    asked = "animal7 room2"
-    hits = rescored.search(asked, 10).hits
-    query, *vectors = hashing().embed([asked, *(hit.text for hit in hits)], "query").vectors
-    scores = [hit.score for hit in hits]
-    assert scores == pytest.approx([float(query @ vector) for vector in vectors], abs=0.01)
-    assert scores == sorted(scores, reverse=True)
-    assert len({hit.chunk_id for hit in hits}) == 10
-
-
-def test_copies_are_kept_in_the_table_and_given_to_no_searcher(rescored: Searcher) -> None:
-    release, table = rescored.release, rescored.rows.table
-    assert table.schema(release.version).field(RESCORING_VECTOR).type == pa.list_(pa.int8(), 64)
-    assert rescored.search("animal7", 1).hits[0].metadata.keys() == {"Cat", "year"}
-    vector = hashing().embed(["animal7"], "query").vectors[0]
-    found = nearest(table, rescored.codec, vector, 3, None, release.version)
-    own = ["chunk_id", "document_id", "start", "end", "text", "Cat", "year"]
-    assert found.column_names == [*own, "score"]
-    assert found.schema.field("score").type == pa.float32()
-
-
-def test_a_filter_loses_no_rows_to_rescoring(rescored: Searcher) -> None:
-    found = [hit.document_id for hit in rescored.search("animal7 in room2", 60, "year >= 20").hits]
-    assert sorted(found) == sorted(f"id-{n}" for n in range(20, 60))
-    assert len(rescored.search("animal7 in room2", 5, "Cat = 'odd'").hits) == 5
-    assert rescored.search("animal7 in room2", 5, "Cat = 'nobody'").hits == []
-
-
-def test_more_oversampling_finds_more_of_the_nearest(tmp_path: Path) -> None:
-    vectors, asked = clustered(3_000, 64), clustered(30, 64, seed=5)
-    exact = np.argsort(-asked @ vectors.T, axis=1)[:, :10].tolist()
-    shares = []
-    for oversample in (1, 4, 32):
-        codec = fit_chain(f"[{{kind: binary, oversample: {oversample}}}]", vectors)
-        table = build(tmp_path, codec)
-        add(table, codec, vectors, 0, [])
-        assert table.index(codec.metric, 0) == 3_000
-        assert table.version is not None
-        names = [
-            nearest(table, codec, query, 10, None, table.version)["chunk_id"].to_pylist()
-            for query in asked
-        ]
-        shares.append(
-            np.mean(
-                [len(set(map(int, a)) & set(b)) / 10 for a, b in zip(names, exact, strict=True)]
-            )
-        )
-    assert shares[0] < shares[1] < shares[2]
-    assert shares[2] > 0.95
-
-
-@pytest.mark.parametrize(
-    "chain", ["[]", "[float16]", "[int8]", "[{kind: binary, rescore: none}]", "[binary]"]
-)
-def test_a_vector_of_another_shape_or_without_numbers_is_refused(
-    tmp_path: Path, chain: str
-) -> None:
-    vectors = clustered(300, 64)
-    codec = fit_chain(chain, vectors)
-    table = build(tmp_path, codec)
-    add(table, codec, vectors, 0, [])
-    assert table.version is not None
-    for wrong in (vectors[0, :-1], np.full(64, np.nan, np.float32)):
-        with pytest.raises(CompressionError, match=r"shape|NaN"):
-            nearest(table, codec, wrong, 1, None, table.version)
 
 
 def test_a_pipeline_has_a_number_and_one_that_there_is_not_is_told(home: Path) -> None:
