@@ -162,9 +162,9 @@ def _sample(old: Run, held_out: frozenset[str]) -> tuple[list[str], Vectors]:
             rows = [
                 row for row, name in enumerate(documents) if is_there[row] and name not in held_out
             ][: PAIRS - len(texts)]
-            chosen = pa.array(rows, pa.int64())
-            texts += chunks["text"].take(chosen).to_pylist()
-            parts.append(to_matrix(embeddings[VECTOR].take(chosen)))
+            own = pa.array(rows, pa.int64())
+            texts += chunks["text"].take(own).to_pylist()
+            parts.append(to_matrix(embeddings[VECTOR].take(own)))
         if len(texts) >= PAIRS:
             break
     empty = np.empty((0, old.model.space.dimensions), np.float32)

@@ -119,16 +119,16 @@ class MemoryIndex:
             expansion_search=SEARCH_WIDTH,
         )
         columns = table.columns(version)
-        parts, done = list[pa.RecordBatch](), 0
+        parts, count = list[pa.RecordBatch](), 0
         for batch in table.scan([*columns, VECTOR], version=version):
             if not is_wanted():
                 return None
             numbers = unit(as_numbers(codec, to_matrix(batch[VECTOR]))).astype(np.float32)
             # Codes of zeros match nothing.
             whole = np.flatnonzero(np.isfinite(numbers).all(axis=1) & numbers.any(axis=1))
-            graph.add(done + whole, numbers[whole], threads=1)
+            graph.add(count + whole, numbers[whole], threads=1)
             parts.append(batch.select(columns))
-            done += batch.num_rows
+            count += batch.num_rows
         return cls(pa.Table.from_batches(parts).combine_chunks(), graph, codec)
 
     def find_all(self, vectors: Vectors, k: int) -> list[Near] | None:

@@ -362,11 +362,11 @@ def _in_place(release: Release, home: Path, folder: PipelineFolder) -> Release:
     return release.model_copy(update={"line": "", "spec": spec})
 
 
-def _merge(source: Path, target: Path, kept: Path) -> None:
+def _merge(source: Path, target: Path, own: Path) -> None:
     target.mkdir(exist_ok=True)
     if source.name == "embeddings":
         for path in target.iterdir():
-            if path != kept:
+            if path != own:
                 delete(path)
     for path in source.iterdir():
         path.replace(target / path.name)
@@ -380,8 +380,8 @@ def _drop(
     that folder; the tables' names."""
     releases, rest = read_releases(folder), warehouse.pipeline(spec.name)
     states = [parse_state(TableState, read_json(each.table_state)) for each in (rest, folder)]
-    kept = {entry.table for entry in releases.releases}
-    kept |= {states[0].table} if states[0] else set()
+    needed = {entry.table for entry in releases.releases}
+    needed |= {states[0].table} if states[0] else set()
     names = {entry.table for entry in gone}
     if states[1] is not None:
         names |= {states[1].table, *states[1].trained_before}
@@ -390,7 +390,7 @@ def _drop(
     codecs -= {entry.codec for entry in releases.releases}
     codecs -= set((read_json(rest.codecs_in_force) or {}).values())
     there = set(spec.store.names(warehouse.tables))
-    tables = sorted((names - kept) & there)
+    tables = sorted((names - needed) & there)
     for name in tables:
         spec.store.drop(warehouse.tables, name)
         for path in list_files(folder.quality, f"{name}-*"):

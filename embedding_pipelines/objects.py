@@ -353,9 +353,9 @@ def _explain(address: str, key: str, error: str, right: str = TO_READ) -> str:
     if ELSEWHERE.search(error):
         return f"{address}: the bucket is in another region. Set AWS_REGION to its own."
     if "invalid path" in error or "Error parsing Path" in error:
-        named = re.search(r'Path "(.*?)"', error)
+        match = re.search(r'Path "(.*?)"', error)
         return (
-            f"{address}/{named[1] if named else key}: the key has an empty part, '.' or '..' between its "
+            f"{address}/{match[1] if match else key}: the key has an empty part, '.' or '..' between its "
             "slashes, and such objects cannot be read. Rename the object, or name another folder."
         )
     if word in WRONG_KEYS:

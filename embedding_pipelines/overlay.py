@@ -133,9 +133,9 @@ class RowMaker:
                 "vector_checksum": pa.array(checksums(to_column(vectors)), pa.int64()),
                 **encoded(spec.store, codec, vectors),
             }
-            given = spec.model.metadata_types  # of images alone, and these are texts
+            kinds = spec.model.metadata_types  # of images alone, and these are texts
             values |= {
-                name: pa.nulls(rows.num_rows, TABLE_TYPES[kind]) for name, kind in given.items()
+                name: pa.nulls(rows.num_rows, TABLE_TYPES[kind]) for name, kind in kinds.items()
             }
             columns = [values[name] if name in values else rows[name] for name in self.schema.names]
             batches.append(pa.RecordBatch.from_arrays(columns, schema=self.schema))

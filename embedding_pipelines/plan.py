@@ -161,11 +161,11 @@ def _count_rows(run: Run, result: Plan, stale: list[str], is_trained: bool) -> N
     table = None
     if is_trained and codec_path(run) is not None:  # else the table would be a new one
         table, _ = open_table(run, load_codec(run))
-    with stored_rows(table, run.spec.partition_names) as stored:
+    with stored_rows(table, run.spec.partition_names) as rows_of:
         for partition in run.spec.partition_names:
             # What the provider rejected is not sent again.
             is_embedded = partition not in stale
-            difference = compare(run, stored(partition), partition, is_embedded)
+            difference = compare(run, rows_of(partition), partition, is_embedded)
             changed = difference.added - difference.new
             result.rows_new += difference.new
             result.rows_changed += changed

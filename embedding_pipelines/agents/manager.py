@@ -45,23 +45,23 @@ class EmbeddingGeneratorManager:
         self._generators[name] = generator
 
     def generate(self, name: str, text: str) -> list[float]:
-        return self._named(name).generate(text)
+        return self._generator(name).generate(text)
 
     def generate_batch(self, name: str, texts: Sequence[str]) -> list[list[float]]:
-        return self._named(name).generate_batch(texts)
+        return self._generator(name).generate_batch(texts)
 
     def set_parameter(self, name: str, key: str, value: Any) -> None:
-        self._named(name).set_parameter(key, value)
+        self._generator(name).set_parameter(key, value)
 
     def get_parameter(self, name: str, key: str) -> Any:
-        return self._named(name).get_parameter(key)
+        return self._generator(name).get_parameter(key)
 
     @property
     def metrics(self) -> dict[str, Metrics]:
         """By the generators' names."""
         return {name: generator.metrics for name, generator in self._generators.items()}
 
-    def _named(self, name: str) -> AbstractEmbeddingGenerator:
+    def _generator(self, name: str) -> AbstractEmbeddingGenerator:
         if name not in self._generators:
             raise ConfigError(
                 f"No generator is called {name!r}; there are "

@@ -197,8 +197,8 @@ def _outcomes(
     """What a command yields, and as the last problem what it raises."""
     try:
         if not home_folder().is_dir():
-            given = context.params.get("home") or context.find_root().params.get("home")
-            where = "--home" if given else HOME_VARIABLE
+            option = context.params.get("home") or context.find_root().params.get("home")
+            where = "--home" if option else HOME_VARIABLE
             raise ConfigError(f"{where}: there is no folder {str(home_folder())!r}.")
         yield from function(**arguments)
     except EmbeddingPipelinesError as error:

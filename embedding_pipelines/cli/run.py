@@ -69,8 +69,8 @@ def run(
         if re_embed or until or time_limit:
             words = "`--server` takes no other option: a server runs a pipeline whole."
             raise typer.BadParameter(words)
-        for done in remote.runs(server, names):
-            yield from _ended(*done) if isinstance(done, tuple) else [done]
+        for end in remote.runs(server, names):
+            yield from _ended(*end) if isinstance(end, tuple) else [end]
         return
     if re_embed and not names:
         raise typer.BadParameter(
@@ -140,7 +140,7 @@ def retry(name: Name) -> Outcomes:
             result = {"pipeline": spec.name, "rejected": 0, "accepted": 0}
             yield Output([result], partial(say, f"{spec.name}: no text is rejected."))
             return
-        done, problem = run_one(spec, retry_rejected=True)
+        figures, problem = run_one(spec, retry_rejected=True)
         left = sum(map(rejected_texts, both))
     lines = [f"{spec.name}: {before - left:,} of {counted(before, 'rejected text')} accepted."]
     if left:
@@ -148,9 +148,9 @@ def retry(name: Name) -> Outcomes:
 
     def show() -> None:
         say(*lines)
-        _say_end(done, problem)
+        _say_end(figures, problem)
 
-    yield Output([done | {"rejected": left, "accepted": before - left}], show)
+    yield Output([figures | {"rejected": left, "accepted": before - left}], show)
     if problem:
         yield Problem(f"{spec.name}: {problem}", spec.name)
 

@@ -116,7 +116,7 @@ def compare_table(
     `compare_models`.
     """
     with temporary_folder(Path(gettempdir()), "embedding-pipelines-table-") as folder:
-        rows, stored = read_rows(path, documents)
+        rows, vectors = read_rows(path, documents)
         pq.write_table(pa.table(rows.texts), folder / TABLE_ROWS)
         spec = table_pipeline(path, folder).model_copy(update={"model": models[0]})
         with Run(spec, Warehouse(home, folder), progress) as run:
@@ -133,7 +133,7 @@ def compare_table(
                 all_chunks=rows.total,
                 all_tokens=round(sample.all_tokens * scale),
             )
-            return _compare(run, run, list(dict.fromkeys(models)), sample, documents, stored)
+            return _compare(run, run, list(dict.fromkeys(models)), sample, documents, vectors)
 
 
 def _compare(
@@ -142,9 +142,9 @@ def _compare(
     every: Sequence[ProviderOptions],
     sample: Sample,
     sample_size: int,
-    stored: Mapping[str, Vectors] | None = None,
+    table_vectors: Mapping[str, Vectors] | None = None,
 ) -> Comparison:
-    """`copy` has the chunks; `stored`: vectors by document, of a table that nobody else knows."""
+    """`copy` has the chunks; `table_vectors`: by document, of a table that nobody else knows."""
     result = Comparison(
         run.spec.name,
         documents=len(set(sample.documents)),
@@ -175,8 +175,8 @@ def _compare(
                 if options.price:
                     run.add_usage(Usage(billed_tokens=budget.billed), options.price)
         add(row, vectors, queries)
-        if stored:
-            own_vectors = np.stack([stored[name] for name in sample.documents])
+        if table_vectors:
+            own_vectors = np.stack([table_vectors[name] for name in sample.documents])
             if own_vectors.shape[1] == row.dimensions:
                 add(_of_stored(row, own_vectors), own_vectors, queries)
     return result
@@ -301,12 +301,12 @@ def _embed(
     usage: Usage,
 ) -> Vectors:
     """float32[n, d], rows of NaN for what the model rejects."""
-    done, total = 0, sum(readable.tokens)
+    count, total = 0, sum(readable.tokens)
 
     def advance(tokens: int) -> None:
-        nonlocal done
-        done += tokens
-        run.progress.update("compare", done, total, f"tokens, {_name(run.spec.model)}")
+        nonlocal count
+        count += tokens
+        run.progress.update("compare", count, total, f"tokens, {_name(run.spec.model)}")
 
     result = embed_all(
         readable.texts,

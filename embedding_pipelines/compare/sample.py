@@ -64,17 +64,17 @@ def take_sample(copy: Run, most: int) -> Sample:
             "short for known items, or evaluation.known_items is 0. Name evaluation.queries and "
             "evaluation.qrels, whose relevant documents are among the pipeline's."
         )
-    chosen = needed & names
+    sample = needed & names
     for _, name in sorted(smallest, reverse=True):
-        if len(chosen) >= most:
+        if len(sample) >= most:
             break
-        chosen.add(name)
+        sample.add(name)
     documents, texts, part = list[str](), list[str](), 0
     for partition in copy.spec.partition_names:
         for batch in copy.folder.chunks.read(partition, ["document_id", "text", "tokens"]):
             rows = (batch[name].to_pylist() for name in ("document_id", "text", "tokens"))
             for name, text, count in zip(*rows, strict=True):
-                if name in chosen:
+                if name in sample:
                     documents.append(name)
                     texts.append(text)
                     part += count

@@ -31,7 +31,7 @@ class TableRows:
 def read_rows(path: Path, most: int) -> tuple[TableRows, dict[str, Vectors]]:
     """Rows with texts, as chance has it, always the same; and their vectors float32[d] by id, NaN for
     none, if all are as long."""
-    texts, stored, size = dict[str, str](), dict[str, Any](), 0
+    texts, values, size = dict[str, str](), dict[str, Any](), 0
     with open_table(path) as table:
         columns = Columns.of(table.schema)
         if columns.text is None:
@@ -39,12 +39,12 @@ def read_rows(path: Path, most: int) -> tuple[TableRows, dict[str, Vectors]]:
         numbers = (
             digest(str(row).encode())[:8] + row.to_bytes(8, "big") for row in range(table.rows)
         )
-        chosen = {int.from_bytes(each[8:], "big") for each in heapq.nsmallest(most, numbers)}
+        sample = {int.from_bytes(each[8:], "big") for each in heapq.nsmallest(most, numbers)}
         kinds = {name: table.schema.field(name).type.value_type for name in columns.vectors}
         vectors = [name for name in kinds if pa.types.is_floating(kinds[name])][:1]
         names, first = [columns.text, *vectors], 0
         for page in table.pages(names, PAGE_ROWS):
-            for row in (row for row in range(page.num_rows) if first + row in chosen):
+            for row in (row for row in range(page.num_rows) if first + row in sample):
                 text = page.column(columns.text)[row].as_py()
                 if text is None or not text.strip():
                     continue
@@ -52,7 +52,7 @@ def read_rows(path: Path, most: int) -> tuple[TableRows, dict[str, Vectors]]:
                 texts[name] = text
                 if vectors:
                     vector = page.column(vectors[0])[row].as_py()
-                    stored[name] = vector
+                    values[name] = vector
                     size = max(size, len(vector or ()))
             first += page.num_rows
         total = table.rows
@@ -60,7 +60,7 @@ def read_rows(path: Path, most: int) -> tuple[TableRows, dict[str, Vectors]]:
     empty = np.full(size, np.nan, np.float32)
     return rows, {
         name: empty if vector is None or len(vector) != size else np.array(vector, np.float32)
-        for name, vector in stored.items()
+        for name, vector in values.items()
     }
 
 

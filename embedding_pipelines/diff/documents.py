@@ -223,8 +223,8 @@ def _compare_metadata(
 
 def _values(rows: pa.Table, columns: Sequence[str], names: set[str]) -> dict[str, list[Any]]:
     """The metadata of some documents, which all chunks of a document share."""
-    chosen = rows.filter(pc.is_in(rows["document_id"], value_set=pa.array(names, pa.string())))
-    parts = (chosen[name].to_pylist() for name in ("document_id", *columns))
+    own = rows.filter(pc.is_in(rows["document_id"], value_set=pa.array(names, pa.string())))
+    parts = (own[name].to_pylist() for name in ("document_id", *columns))
     return {name: values for name, *values in zip(*parts, strict=True)}
 
 
@@ -242,9 +242,9 @@ def _texts(rows: pa.Table, names: set[str]) -> dict[str, bytes]:
 
 def _chunks(rows: pa.Table, names: set[str]) -> dict[str, list[tuple[int, str]]]:
     """Start and text of the chunks of some documents."""
-    chosen = rows.filter(pc.is_in(rows["document_id"], value_set=pa.array(names, pa.string())))
+    own = rows.filter(pc.is_in(rows["document_id"], value_set=pa.array(names, pa.string())))
     chunks: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
-    columns = (chosen[name].to_pylist() for name in ("document_id", "start", "text"))
+    columns = (own[name].to_pylist() for name in ("document_id", "start", "text"))
     for name, start, text in zip(*columns, strict=True):
         chunks[name].append((start, text))
     return chunks

@@ -251,7 +251,7 @@ def _releases(run: Run) -> str:
             damaged.setdefault(what, []).append(release.number)
     lost = {number for numbers in damaged.values() for number in numbers}
     whole = [entry.number for entry in releases.releases if entry.number not in lost]
-    words = "; ".join(f"{_named(numbers)}: {what}" for what, numbers in damaged.items())
+    words = "; ".join(f"{_in_words(numbers)}: {what}" for what, numbers in damaged.items())
     if newest in lost:
         raise _NotWell(
             f"{words}. The next run makes the newest release anew; earlier ones on damaged files "
@@ -268,7 +268,7 @@ def _releases(run: Run) -> str:
     if not damaged:
         return fine
     return (
-        f"{fine}. {_named(sorted(lost))} cannot be gone back to ({words}); no run makes that anew, "
+        f"{fine}. {_in_words(sorted(lost))} cannot be gone back to ({words}); no run makes that anew, "
         f"and they leave with the next releases (keep_releases: {run.spec.store.keep_releases})"
     )
 
@@ -281,7 +281,7 @@ def _codec_damage(run: Run, release: Release) -> str | None:
     return None
 
 
-def _named(numbers: Sequence[int]) -> str:
+def _in_words(numbers: Sequence[int]) -> str:
     return f"release{'' if len(numbers) == 1 else 's'} {_listed(numbers)}"
 
 

@@ -52,10 +52,10 @@ def examine_table(path: Path) -> Iterator[Finding]:
 
 
 def _title(table: Survey, columns: Columns) -> str:
-    named = [f"vectors {', '.join(map(repr, columns.vectors))}"] if columns.vectors else []
-    named += [f"id {columns.id!r}"] if columns.id else ["no column of ids"]
-    named += [f"text {columns.text!r}"] if columns.text else ["no column of texts"]
-    words = f"{counted(table.rows, 'row')}, version {table.version}; {', '.join(named)}"
+    parts = [f"vectors {', '.join(map(repr, columns.vectors))}"] if columns.vectors else []
+    parts += [f"id {columns.id!r}"] if columns.id else ["no column of ids"]
+    parts += [f"text {columns.text!r}"] if columns.text else ["no column of texts"]
+    words = f"{counted(table.rows, 'row')}, version {table.version}; {', '.join(parts)}"
     if columns.vectors:
         return words
     return f"{words}. There is no column of vectors: a list of numbers, best of a fixed size."
@@ -102,7 +102,7 @@ class _Rows:
         self._no_text = self._blank = self._no_id = 0
         self._examples: list[str] = []
         count = min(SAMPLE, table.rows)
-        self._chosen: NDArray[np.int64] = np.sort(
+        self._sample_rows: NDArray[np.int64] = np.sort(
             np.random.default_rng(0).choice(max(table.rows, 1), count, replace=False)
         )
 
@@ -115,8 +115,8 @@ class _Rows:
 
     def read(self) -> None:
         columns = self._columns
-        named = [name for name in (columns.id, columns.text) if name is not None]
-        names = list(dict.fromkeys([*named, *columns.vectors]))
+        scalars = [name for name in (columns.id, columns.text) if name is not None]
+        names = list(dict.fromkeys([*scalars, *columns.vectors]))
         if not names:
             return
         first = 0
@@ -196,12 +196,12 @@ class _Rows:
         vectors.example("not finite", at[wrong], rows)
         vectors.example("zero", at[zero], rows)
         vectors.units += int((np.abs(lengths - 1) <= AT_UNIT_LENGTH).sum())
-        begin, end = np.searchsorted(self._chosen, (first, first + page.num_rows))
-        chosen = np.isin(at, self._chosen[begin:end] - first) & ~wrong & ~zero
-        vectors.lengths += lengths[chosen].tolist()
-        vectors.sample += list(numbers[chosen])
-        vectors.sample_texts += [texts[row] for row in at[chosen]]
-        vectors.sample_rows += (at[chosen] + first).tolist()
+        begin, end = np.searchsorted(self._sample_rows, (first, first + page.num_rows))
+        mask = np.isin(at, self._sample_rows[begin:end] - first) & ~wrong & ~zero
+        vectors.lengths += lengths[mask].tolist()
+        vectors.sample += list(numbers[mask])
+        vectors.sample_texts += [texts[row] for row in at[mask]]
+        vectors.sample_rows += (at[mask] + first).tolist()
 
     def findings(self) -> Iterator[Finding]:
         total = self._table.rows
@@ -262,8 +262,8 @@ def _matrix(column: pa.Array) -> tuple[NDArray[Any] | None, Counter[int]]:
 
 def _of_usual_size(column: pa.Array, matrix: NDArray[Any]) -> NDArray[np.bool_]:
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    chosen: NDArray[np.bool_] = lengths == matrix.shape[1]
-    return chosen
+    mask: NDArray[np.bool_] = lengths == matrix.shape[1]
+    return mask
 
 
 def _hashes(matrix: NDArray[Any]) -> NDArray[np.uint64]:

@@ -95,11 +95,11 @@ class BatchJobs:
         if not jobs:
             return None
         texts = sum(len(job.keys) for job in jobs)
-        done = sum(self._state(job).done for job in jobs if job.id is not None)
+        count = sum(self._state(job).count for job in jobs if job.id is not None)
         return (
             f"{counted(texts, 'text')} {'is' if texts == 1 else 'are'} in "
             f"{counted(len(jobs), 'batch job')} since {jobs[0].submitted_at}, "
-            f"{done:,} of them done. The next run collects the vectors: the sensor starts it, or "
+            f"{count:,} of them done. The next run collects the vectors: the sensor starts it, or "
             "run the pipeline again later."
         )
 

@@ -155,17 +155,17 @@ class _Hub:
     def __init__(self, kit: Kit) -> None:
         self._shared = kit.open_shared()
         self._heard_at = time.monotonic()
-        self._done: dict[str, tuple[str, int]] = {}  # by worker, as `_Actor` has it
+        self._counts: dict[str, tuple[str, int]] = {}  # by worker, as `_Actor` has it
         self._lost: set[str] = set()
 
     def beat(self) -> dict[str, tuple[str, int]]:
         """The driver lives. The shard that each worker is at, and what it has done of it."""
         self._heard_at = time.monotonic()
-        return self._done
+        return self._counts
 
-    def look(self, worker: str, shard: str, done: int) -> float:
+    def look(self, worker: str, shard: str, count: int) -> float:
         """Seconds since the driver was last heard."""
-        self._done[worker] = shard, done
+        self._counts[worker] = shard, count
         return time.monotonic() - self._heard_at
 
     def call(self, worker: str, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -174,7 +174,7 @@ class _Hub:
         return getattr(self._shared, method)(worker, *arguments)
 
     def release(self, worker: str) -> None:
-        self._done.pop(worker, None)
+        self._counts.pop(worker, None)
         self._shared.release(worker)
 
     def lose(self, worker: str) -> None:
@@ -251,8 +251,8 @@ class _Actor:
         self._stopped.set()
 
     def _advance(self, amount: int) -> None:
-        shard, done = self._at
-        self._at = shard, done + amount
+        shard, count = self._at
+        self._at = shard, count + amount
         if self._stopped.is_set():
             raise _Stopped
 
@@ -291,7 +291,7 @@ class _Pool:
         self._deaths: Counter[str] = Counter()
         self._machines: Counter[str] = Counter()
         self._quarantine: dict[str, str] = {}
-        self._done: Counter[str] = Counter()  # by shard, as `advance` was told
+        self._counts: Counter[str] = Counter()  # by shard, as `advance` was told
         self._waiting_since, self._told_at = time.monotonic(), time.monotonic()
         self._has_begun, self._lost = False, ""
         self._progress = dict[str, tuple[str, int]]()
@@ -396,14 +396,14 @@ class _Pool:
     def _advance(self) -> None:
         """Tell how far the shards are that are being worked on."""
         shards = {self._names[actor]: shard for actor, shard in self._running.values()}
-        for name, (shard, done) in self._progress.items():
+        for name, (shard, count) in self._progress.items():
             if shards.get(name) == shard:  # else it tells of the one before
-                self._tell(shard, done)
+                self._tell(shard, count)
 
-    def _tell(self, shard: str, done: int) -> None:
+    def _tell(self, shard: str, count: int) -> None:
         """A shard that is worked on again counts once it is further than it was."""
-        if (more := done - self._done[shard]) > 0:
-            self._done[shard] = done
+        if (more := count - self._counts[shard]) > 0:
+            self._counts[shard] = count
             self._work.advance(more)
 
     def _take_in(self, reference: Any) -> None:
@@ -438,7 +438,7 @@ class _Pool:
         """A worker has ended a shard, or the shard the worker."""
         actor, shard = self._running.pop(reference)
         try:
-            results, done, error = self._ray.get(reference)
+            results, count, error = self._ray.get(reference)
         except self._ray.exceptions.RayError as death:  # out of memory is one of its own
             node = self._nodes[actor]
             self._lose(actor)
@@ -458,7 +458,7 @@ class _Pool:
         else:
             self._lose(actor)
         yield from results
-        self._tell(shard, done)
+        self._tell(shard, count)
         if isinstance(error, EmbeddingPipelinesError):
             raise error
         if error is not None and results:  # the shard is written, and counts once
@@ -537,8 +537,8 @@ def _hub_class(ray: Any) -> Any:
             return super().beat()
 
         @ray.method(concurrency_group="beats")  # type: ignore[untyped-decorator]
-        def look(self, worker: str, shard: str, done: int) -> float:
-            return super().look(worker, shard, done)
+        def look(self, worker: str, shard: str, count: int) -> float:
+            return super().look(worker, shard, count)
 
     return ray.remote(num_cpus=0, concurrency_groups={"beats": 1})(Hub)
 

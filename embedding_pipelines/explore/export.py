@@ -108,11 +108,11 @@ def export(
 
 def _counted(table: LiveTable, kind: Kind, progress: Progress) -> Iterator[pa.RecordBatch]:
     """All rows with their vectors."""
-    done = 0
+    count = 0
     for batch in table.read(kind):
         yield batch
-        done += batch.num_rows
-        progress.update("export", done, table.rows, "rows")
+        count += batch.num_rows
+        progress.update("export", count, table.rows, "rows")
 
 
 def _write_parquet(table: LiveTable, kind: Kind, folder: Path, progress: Progress) -> int:

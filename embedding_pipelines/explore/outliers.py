@@ -79,15 +79,15 @@ def find_outliers(
     reference = unit(to_matrix(sample[VECTOR]))
     k = min(NEIGHBOURS, max(1, (len(reference) - 1) // 2))  # the usual ones are at least half
     schema = table.schema(None, OWN_COLUMNS).insert(0, pa.field("score", pa.float32()))
-    best, done, scores = schema.empty_table(), 0, np.empty(total, np.float32)
+    best, start, scores = schema.empty_table(), 0, np.empty(total, np.float32)
     for batch in table.read("stored", OWN_COLUMNS):
-        part = slice(done, done + batch.num_rows)
+        part = slice(start, start + batch.num_rows)
         own = np.isin(np.arange(part.start, part.stop), numbers, assume_unique=True)
         scores[part] = isolation(unit(to_matrix(batch[VECTOR])), reference, own, k)
         columns = [pa.array(scores[part]), *(batch[name] for name in OWN_COLUMNS)]
         best = pa.concat_tables([best, pa.table(columns, schema=schema)])
         order = np.argsort(-best["score"].to_numpy(), kind="stable")
-        best, done = best.take(order[:number]), part.stop
+        best, start = best.take(order[:number]), part.stop
     typical = float(np.median(scores))
     return Outliers(name, table.release.number, total, typical, best.combine_chunks())
 

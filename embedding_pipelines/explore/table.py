@@ -104,10 +104,10 @@ class LiveTable:
         source = ["chunk_id", *contents] if exact else [VECTOR] if vectors else []
         visible = self.visible
         ids = [] if visible is None else ["document_id"]
-        stored = list(dict.fromkeys([*names, *source, *ids]))
+        table_columns = list(dict.fromkeys([*names, *source, *ids]))
         cache = EmbeddingCache(self.warehouse.cache)
         with cache if exact else contextlib.nullcontext():
-            for batch in self.table.scan(stored, version=self.release.version):
+            for batch in self.table.scan(table_columns, version=self.release.version):
                 if visible is not None:
                     batch = visible.filter(batch)
                 if not batch.num_rows:
@@ -130,11 +130,11 @@ class LiveTable:
         total = self.rows
         random = np.random.default_rng(self.release.spec.seed)
         numbers = np.sort(random.choice(total, min(rows, total), replace=False))
-        parts, done = [], 0
+        parts, first = [], 0
         for batch in self.read(vectors, columns):
-            start, end = np.searchsorted(numbers, [done, done + batch.num_rows])
-            parts.append(batch.take(pa.array(numbers[start:end] - done)))
-            done += batch.num_rows
+            start, end = np.searchsorted(numbers, [first, first + batch.num_rows])
+            parts.append(batch.take(pa.array(numbers[start:end] - first)))
+            first += batch.num_rows
         return numbers, pa.Table.from_batches(parts, self.schema(vectors, columns))
 
     def _exact(self, names: pa.Array, contents: pa.RecordBatch, cache: EmbeddingCache) -> Vectors:

@@ -99,7 +99,7 @@ def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
             f"lack, and nobody can tell their files. Run `embedding-pipelines run {name}` first, or "
             "name documents by --id."
         )
-    for each in sorted(set(ids) - traces.seen):
+    for each in sorted(set(ids) - traces.on_record):
         if not forgotten.has("id", each) and not rejected_records(run, Traces({each}), []):
             raise ConfigError(
                 f"{name}: there is no document {each!r}, in no release either. --id takes a "

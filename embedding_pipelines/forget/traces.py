@@ -43,7 +43,7 @@ class Traces:
     """What there is of some documents."""
 
     ids: set[str] = field(default_factory=set)
-    seen: set[str] = field(default_factory=set)  # those of them that stand anywhere
+    on_record: set[str] = field(default_factory=set)  # those of them that stand anywhere
     # Of images their pixels; without source.id of all documents, as `contents_of` tells them.
     contents: set[bytes] = field(default_factory=set)
     files: set[str] = field(default_factory=set)  # source files that they stand in
@@ -160,13 +160,13 @@ def _trace_documents(
             if IMAGE in embedded:
                 mask = pc.or_(mask, pc.is_in(batch[IMAGE], pixels))
             rows = batch.filter(mask)
-            traces.seen |= set(rows["document_id"].to_pylist())
+            traces.on_record |= set(rows["document_id"].to_pylist())
             traces.files |= set(rows["source_file"].to_pylist())
             traces.texts |= {text for name in embedded for text in rows[name].to_pylist() if text}
             if IMAGE in embedded or by_content:
                 own_digests = rows[DOCUMENT_DIGEST].to_pylist()
                 traces.contents.update(contents_of(IMAGE in embedded, rows, own_digests))
-    traces.ids |= traces.seen
+    traces.ids |= traces.on_record
 
 
 def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
@@ -185,7 +185,7 @@ def _trace_pushed(run: Run, traces: Traces) -> None:
     changes = [change for _, change in pushed_log(run.warehouse, run.spec.name).changes()]
     own = [change for change in changes if change.id in traces.ids]
     traces.pushed = len(own)
-    traces.seen |= {change.id for change in own}
+    traces.on_record |= {change.id for change in own}
     records = [change.record for change in own if change.record is not None]
     if not records:
         return
@@ -315,7 +315,7 @@ def _trace_table(
 
 def _add_texts(run: Run, traces: Traces, rows: pa.RecordBatch) -> None:
     has_title = len(run.spec.source.text) > 1
-    traces.seen |= set(rows["document_id"].to_pylist())
+    traces.on_record |= set(rows["document_id"].to_pylist())
     for start, text in zip(rows["start"].to_pylist(), rows["text"].to_pylist(), strict=True):
         traces.texts.add(text)
         query = known_item(text, text.partition("\n")[0] if has_title else None)

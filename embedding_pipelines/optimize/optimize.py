@@ -219,13 +219,13 @@ def _result(
         "points": [point.statistics for point in points],
     }
     write_json(run.folder.optimization, evidence)
-    chosen = next((point for point in points if point.chosen), None)
-    if chosen is None:
+    best = next((point for point in points if point.chosen), None)
+    if best is None:
         return OptimizeResult(_describe_failure(run, goal, points), run.spec, {}, points, evidence)
     plain = CodecChain([], run.model.space.dimensions).bytes_per_vector
-    recall, bound = chosen.recall_at_10, chosen.lower_bound
-    if chosen.certified:
-        recall, bound = chosen.held_out_recall, chosen.held_out_lower_bound
+    recall, bound = best.recall_at_10, best.lower_bound
+    if best.certified:
+        recall, bound = best.held_out_recall, best.held_out_lower_bound
     optimized = Optimized(
         measured_on=datetime.now(UTC).date(),
         method=goal.name,
@@ -233,18 +233,18 @@ def _result(
         recall_at_10=recall,
         lower_bound=bound,
         queries=(queries["held_out"] or queries["selection"]) or None,
-        bytes_per_vector=round(chosen.bytes_per_vector),
-        times_smaller=round(plain / chosen.bytes_per_vector, 2),
+        bytes_per_vector=round(best.bytes_per_vector),
+        times_smaller=round(plain / best.bytes_per_vector, 2),
     )
     options: dict[tuple[str, ...], Any] = {
-        ("compression",): as_options(chosen.compression),
+        ("compression",): as_options(best.compression),
         ("optimized",): optimized.model_dump(exclude_none=True),
     }
     changes = {name: value for name, value in store if value != getattr(run.spec.store, name)}
     if changes:
         changes = {"kind": store.kind, **changes}
         options |= {("store", name): value for name, value in changes.items()}
-    update = {"compression": chosen.compression, "store": store, "optimized": optimized}
+    update = {"compression": best.compression, "store": store, "optimized": optimized}
     return OptimizeResult("", run.spec.model_copy(update=update), options, points, evidence)
 
 

@@ -80,19 +80,19 @@ def search_candidates(
             candidates += list_candidates(corpus, compression, chain)
     candidates = sorted(candidates, key=lambda candidate: candidate.bytes_per_vector)[:MOST_TABLES]
     measured: dict[Point, CandidateTable] = {}
-    chosen, sizes = None, [*(candidate.bytes_per_vector for candidate in candidates), math.inf]
+    best, sizes = None, [*(candidate.bytes_per_vector for candidate in candidates), math.inf]
     for number, candidate in enumerate(candidates):
         corpus.run.progress.update("optimize", number, len(candidates), "tables")
         name = f"candidate-{number}"
-        if chosen is None:
+        if best is None:
             measured |= _measure(tables, candidate, name, selection, floor, is_open=True)
-            chosen = _certify(measured, held_out, floor, most_ms, sizes[number + 1])
+            best = _certify(measured, held_out, floor, most_ms, sizes[number + 1])
         else:  # for comparison only, with fewer queries
             measured |= _measure(tables, candidate, name, first, floor, is_open=False)
     exact = [point.compression for point, table in measured.items() if table.is_exact]
     points = [*measured, *(point for point in screened if point.compression not in exact)]
     mark_front(points)
-    return points, measured[chosen].store if chosen else corpus.run.spec.store
+    return points, measured[best].store if best else corpus.run.spec.store
 
 
 def list_candidates(

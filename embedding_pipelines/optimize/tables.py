@@ -68,13 +68,13 @@ class Corpus:
 
     def numbered_blocks(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
         """All vectors, float32[n_i, d], with the numbers of their rows."""
-        done = 0
+        count = 0
         for partition in self.run.spec.partition_names:
             for batch in self.run.folder.embeddings.read(partition, [VECTOR]):
                 vectors = to_matrix(batch[VECTOR].drop_null())
-                rows = np.arange(done, done + len(vectors))
-                done += len(vectors)
-                self.run.progress.update("optimize", done, self.rows, "vectors")
+                rows = np.arange(count, count + len(vectors))
+                count += len(vectors)
+                self.run.progress.update("optimize", count, self.rows, "vectors")
                 if len(vectors):
                     yield rows, vectors
 

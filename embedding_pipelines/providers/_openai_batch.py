@@ -79,8 +79,8 @@ class OpenaiBatches(BatchService):
             message = value_at(errors[0], "message")
             words = self._quote({"error": message}) if message else "It gives no reason."
         counts = (count_at(reply, "request_counts", name) for name in ("completed", "failed"))
-        done = sum(count or 0 for count in counts)
-        return BatchState(status in ENDED, done, count_at(reply, "usage", "total_tokens"), words)
+        texts = sum(count or 0 for count in counts)
+        return BatchState(status in ENDED, texts, count_at(reply, "usage", "total_tokens"), words)
 
     def results(self, batch: str) -> Iterator[BatchText]:
         reply = self._retrieve(batch)

@@ -68,7 +68,7 @@ class BatchState:
     """The progress of a batch job. One that has ended may lack results for some of its texts."""
 
     has_ended: bool
-    done: int  # texts
+    count: int  # of texts that it is done with
     tokens: int | None = None  # as billed, once the job has ended and if the service says so
     failure: str = ""  # the service's words if it accepted no text at all
 

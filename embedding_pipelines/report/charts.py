@@ -201,12 +201,12 @@ def _sizes(optimization: Mapping[str, Any] | None) -> Figure | None:
     figure = _figure("bytes a vector", "recall@10 against exact search", showlegend=True)
     front = [point for point in points if point.get("on_front")]
     behind_front = [point for point in points if not point.get("on_front")]
-    chosen = [point for point in points if point.get("chosen")]
+    stars = [point for point in points if point.get("chosen")]
     labels = {"text": _labels(front), "textposition": "top left", "textfont": {"size": 11}}
     line = {"mode": "lines+markers+text", "line": {"shape": "hv", "width": 1}, **labels}
     _add_points(figure, behind_front, "measured", {"color": PALE, "size": 6})
     _add_points(figure, front, "on the Pareto front", {"color": FRONT, "size": 9}, **line)
-    _add_points(figure, chosen, "chosen", {"color": CHOSEN, "size": 17, "symbol": "star"})
+    _add_points(figure, stars, "chosen", {"color": CHOSEN, "size": 17, "symbol": "star"})
     floor = optimization.get("floor")
     if floor is not None:
         words = {"text": f"floor {floor:g}", "font": {"color": CHOSEN}}

@@ -88,10 +88,10 @@ def read_points(table: Table, release: Release, codec: CodecChain, progress: Pro
     columns = ["chunk_id", "document_id", "text", *names]
     parts = [np.empty((0, codec.input_dimensions), np.float32)]
     rows: dict[str, list[Any]] = {name: [] for name in columns}
-    done = 0
+    count = 0
     for batch in table.scan([*columns, VECTOR], version=release.version):
-        done += batch.num_rows
-        progress.update("report", done, release.rows, "rows")
+        count += batch.num_rows
+        progress.update("report", count, release.rows, "rows")
         is_shown = [_rank(name) <= limit for name in batch["chunk_id"].to_pylist()]
         batch = batch.filter(pa.array(is_shown, pa.bool_()))
         parts.append(codec.decode(to_matrix(batch[VECTOR])))

@@ -113,7 +113,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         better=[_words(change) for change in changes if change.better],
         worse=[_words(change) for change in changes if change.better is False],
         tiles=_tiles(release),
-        statistics=_kept(live, releases) | _statistics(release, codec, size),
+        statistics=_releases_in_words(live, releases) | _statistics(release, codec, size),
         metrics=_metrics(release, changes),
         checks=[
             {
@@ -239,7 +239,7 @@ def _duplicates(run: Run) -> dict[str, Any] | None:
     return {"sentence": groups.sentence, "rows": rows, "table": str(run.folder.duplicates)}
 
 
-def _kept(live: Release | None, releases: Releases) -> dict[str, str]:
+def _releases_in_words(live: Release | None, releases: Releases) -> dict[str, str]:
     if live is None:
         return {"Live release": "none"}
     release = f"{live.number}, of {live.released_at:%Y-%m-%d %H:%M} UTC"

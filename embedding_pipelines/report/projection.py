@@ -54,14 +54,14 @@ def project(units: Vectors, start: Vectors, seed: int, is_old: bool = False) -> 
     return np.ascontiguousarray(places.T)
 
 
-def _weights(done: float) -> tuple[float, float, float]:
+def _weights(share: float) -> tuple[float, float, float]:
     """How much near points pull, and those between, which do so first, then less, then not at all;
     and how large the step is."""
-    if done < ARRANGING:
-        return 2.0, 1_000 + (3 - 1_000) * done / ARRANGING, 1.0
-    if done < SETTLING:
+    if share < ARRANGING:
+        return 2.0, 1_000 + (3 - 1_000) * share / ARRANGING, 1.0
+    if share < SETTLING:
         return 3.0, 3.0, 1.0
-    return LATE_PULL, 0.0, 1 - (1 - LEAST_RATE) * (done - SETTLING) / (1 - SETTLING)
+    return LATE_PULL, 0.0, 1 - (1 - LEAST_RATE) * (share - SETTLING) / (1 - SETTLING)
 
 
 def _pull(places: Vectors, others: Rows, reach: float, weight: float) -> Vectors:

@@ -43,8 +43,8 @@ def verdict_of(run: Run, releases: Releases, live: Release | None) -> Verdict:
         stays = "There is no release yet, so searches have nothing to open"
     else:
         stays = f"Release {live.number} of {live.released_at:%Y-%m-%d %H:%M} UTC is live"
-    stored = [(entry.table, entry.version) for entry in releases.releases]
-    if state and record and record.is_of(state) and (state.table, state.version) not in stored:
+    tables = [(entry.table, entry.version) for entry in releases.releases]
+    if state and record and record.is_of(state) and (state.table, state.version) not in tables:
         problems = [(check.name, check.sentence) for check in record.checks if check.blocks]
         if problems:
             rows = f"What the last run wrote, {counted(state.rows, 'row')}, is held back. {stays}."

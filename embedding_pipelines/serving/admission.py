@@ -45,13 +45,13 @@ class Line:
 
     def __init__(self) -> None:
         self.waiting = 0.0
-        self._done = self._seconds = 0.0  # of late, while something was there
+        self._amount = self._seconds = 0.0  # of late, while something was there
         self._noted = 0.0  # when `_seconds` was counted last
 
     @property
     def wait_seconds(self) -> float:
         """0 before there is a rate."""
-        return self.waiting * self._seconds / self._done if self._done else 0.0
+        return self.waiting * self._seconds / self._amount if self._amount else 0.0
 
     @contextlib.contextmanager
     def stand(self, amount: float) -> Iterator[None]:
@@ -66,12 +66,12 @@ class Line:
         finally:
             self._note()
             self.waiting -= amount
-            self._done += amount * is_done
+            self._amount += amount * is_done
 
     def _note(self) -> None:
         now = time.perf_counter()
         if self.waiting:
             seconds = now - self._noted
             fading = 0.5 ** (seconds / MEMORY_SECONDS)
-            self._done, self._seconds = self._done * fading, self._seconds * fading + seconds
+            self._amount, self._seconds = self._amount * fading, self._seconds * fading + seconds
         self._noted = now

@@ -190,7 +190,7 @@ class Keys:
         self._file = str(keys_file(home)) if home else None
         self._home, self.trusts_network, self._clock = home, trusts_network, clock
         self._read_at: tuple[int, int] | None = None  # time and number of the file that was read
-        self._kept: list[Key] = []
+        self._file_keys: list[Key] = []
         self._allowances: dict[str, Allowance] = {}
         self._lock = threading.Lock()
         self._had_any = bool(self._own)
@@ -252,10 +252,10 @@ class Keys:
             stamp = None
         with self._lock:
             if stamp != self._read_at:
-                self._kept = read_keys(self._home) if stamp else []
+                self._file_keys = read_keys(self._home) if stamp else []
                 self._read_at = stamp
-                self._had_any = self._had_any or bool(self._kept)
-            return self._own + self._kept
+                self._had_any = self._had_any or bool(self._file_keys)
+            return self._own + self._file_keys
 
 
 def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:

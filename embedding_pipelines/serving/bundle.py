@@ -224,13 +224,13 @@ class _Source:
             _copy(path, own.home / path.relative_to(self.warehouse.home))
         _copy(self.folder.codecs / release.codec, target.codecs / release.codec)
         table = release.spec.store.table(own.tables, release.table.partition(".")[0])
-        schema, done = self.table.schema(release.version), 0
+        schema, count = self.table.schema(release.version), 0
 
         def rows() -> Iterator[pa.RecordBatch]:
-            nonlocal done
+            nonlocal count
             for batch in self.table.scan(schema.names, version=release.version):
-                done += batch.num_rows
-                progress.update("bundle", done, release.rows, "rows")
+                count += batch.num_rows
+                progress.update("bundle", count, release.rows, "rows")
                 columns = [batch[column] for column in schema.names]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -347,8 +347,8 @@ class EmbeddingPipelines(_Client):
         hits; None: as the pipeline says. `truncate`: search with the beginning of a query that is
         too long. `principals`: for whom, where the pipeline has permissions; None: those of this
         client. Raises OSError for an image that cannot be read."""
-        given = (pipeline, query, k, filter, image, like, mode, rerank, truncate, principals)
-        return self._send(search(*given))
+        arguments = (pipeline, query, k, filter, image, like, mode, rerank, truncate, principals)
+        return self._send(search(*arguments))
 
     def metrics(self) -> str:
         """What a monitor watches, in Prometheus' text format."""
@@ -514,8 +514,8 @@ class AsyncEmbeddingPipelines(_Client):
         truncate: bool = False,
         principals: Sequence[str] | None = None,
     ) -> SearchAnswer | SearchAnswers:
-        given = (pipeline, query, k, filter, image, like, mode, rerank, truncate, principals)
-        return await self._send(await asyncio.to_thread(search, *given))  # it may read a file
+        arguments = (pipeline, query, k, filter, image, like, mode, rerank, truncate, principals)
+        return await self._send(await asyncio.to_thread(search, *arguments))  # it may read a file
 
     async def metrics(self) -> str:
         return await self._send(Call("GET", "/metrics", _text))

@@ -240,7 +240,7 @@ class Lanes:
         future = asyncio.get_running_loop().run_in_executor(
             self._thread, self._compute, items, tokens, kind
         )
-        future.add_done_callback(lambda done: self._finish(lane, batch, started, done))
+        future.add_done_callback(lambda outcome: self._finish(lane, batch, started, outcome))
 
     def _next_lane(self) -> Lane:
         if not self._jobs["bulk"]:
@@ -288,15 +288,15 @@ class Lanes:
         return True
 
     def _finish(
-        self, lane: Lane, batch: list[tuple[Job, int]], started: float, done: asyncio.Future[Any]
+        self, lane: Lane, batch: list[tuple[Job, int]], started: float, outcome: asyncio.Future[Any]
     ) -> None:
         """Deliver a batch, and start the next one."""
         now = time.perf_counter()
         self._measure(lane, batch, now - started)
         self._running = 0
-        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        error = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
         if error is None:
-            computed: Computed = done.result()
+            computed: Computed = outcome.result()
             for at, (job, row) in enumerate(batch):
                 _deliver(job, row, computed.rows[at], computed.rejected.get(at))
         for job in dict.fromkeys(job for job, _ in batch):

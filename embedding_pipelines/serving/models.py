@@ -173,12 +173,12 @@ class Worker(ABC):
         """Do work beside the model, out of the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._large, function)
 
-    async def _in_line(self, characters: int, function: Callable[..., T], *given: Any) -> T:
+    async def _in_line(self, characters: int, function: Callable[..., T], *arguments: Any) -> T:
         """Do what a request of so many characters needs before the model, when it is its turn."""
         pool = self._pool(characters)
         # Small ones take as long as each other, large ones by their length.
         with self._lines[pool].stand(1 if pool is self._small else characters):
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *given)
+            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
     async def _load(self) -> Lanes:
         loop = asyncio.get_running_loop()
@@ -260,11 +260,11 @@ class ServedModel(Worker):
                 lane = None  # their tokens decide
             self.admit(lane, recipient.seconds_left, size)
             started = time.perf_counter()
-            given = (texts, input_type, tidy, too_long, name)
+            arguments = (texts, input_type, tidy, too_long, name)
             if input_type == "query" and size <= INLINE_CHARACTERS:  # nothing touches the disk
-                prepared = self._prepare(*given)
+                prepared = self._prepare(*arguments)
             else:
-                prepared = await self._in_line(size, self._prepare, *given)
+                prepared = await self._in_line(size, self._prepare, *arguments)
             lane = lane or lanes.lane_of(prepared.tokens_to_compute)
             self._note(prepared, lane, time.perf_counter() - started)
             computed = await self._compute_misses(

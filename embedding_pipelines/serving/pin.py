@@ -40,7 +40,7 @@ def require_portable(options: ProviderOptions, home: Path, reranker: str | None 
             f"The model {kind} runs code of its own or opens a pickle, and a bundle carries neither. "
             "Serve it behind HTTP, and name the service as the pipeline's model."
         )
-    for name in filter(None, (*_named(options), reranker)):
+    for name in filter(None, (*_names_in(options), reranker)):
         path = Path(name)
         if path.is_absolute() or ".." in path.parts:
             raise BundleError(
@@ -54,7 +54,7 @@ def model_files(
 ) -> Iterator[Path]:
     """The files below the home folder that the model reads, and those of a cross-encoder. Raises
     BundleError for weights that are a pickle."""
-    for name in _named(options):
+    for name in _names_in(options):
         path = home / name
         if path.is_file():
             yield path
@@ -151,7 +151,7 @@ def _distribution(module: str) -> str:
     return ""
 
 
-def _named(options: ProviderOptions) -> Iterator[str]:
+def _names_in(options: ProviderOptions) -> Iterator[str]:
     """The options that may name a file or a folder."""
     is_base = getattr(options, "trained", None) is not None  # of what goes along
     is_file = options.kind in (*LOCAL, "tensorflow") and not is_base

@@ -31,8 +31,8 @@ async def keep_receipts(
     somebody waits is a warning in the log."""
     served = (await server.served()).get(name)
     share = served.receipts.share if served else 0.0
-    chosen = [random.random() < share for _ in results]
-    if served is None or not any(chosen):
+    picks = [random.random() < share for _ in results]
+    if served is None or not any(picks):
         return [None] * len(results)
     receipts = Receipts(server.warehouse.pipeline(name).folder)
     keeps_text = served.receipts.keep == "text"
@@ -48,9 +48,9 @@ async def keep_receipts(
                 filter=filter,
                 keeps_text=keeps_text,
             )
-            if is_chosen
+            if keeps
             else None
-            for result, is_chosen in zip(results, chosen, strict=True)
+            for result, keeps in zip(results, picks, strict=True)
         ]
 
     try:

@@ -52,14 +52,14 @@ class Package:
     @property
     def licence(self) -> str:
         """Its first line, or UNKNOWN."""
-        names = [*self.named("License-Expression"), *self.named("License")]
-        for line in self.named("Classifier"):
+        names = [*self.values("License-Expression"), *self.values("License")]
+        for line in self.values("Classifier"):
             if line.startswith("License :: OSI Approved :: "):
                 names.append(line.rpartition(" :: ")[2])
         lines = (name.strip().splitlines()[0] for name in names if name and name.strip())
         return next((line[:MAX_LICENCE] for line in lines if line), UNKNOWN)
 
-    def named(self, key: str) -> list[str]:
+    def values(self, key: str) -> list[str]:
         return self.metadata.get_all(key) or []
 
 
@@ -118,12 +118,12 @@ def _of_card(text: str) -> str:
 def _closure(name: str, extras: tuple[str, ...]) -> dict[str, Package]:
     """A package with all that it needs and that is installed, by name."""
     result: dict[str, Package] = {}
-    seen, waiting = set[tuple[str, tuple[str, ...]]](), deque([(name, extras)])
+    visits, waiting = set[tuple[str, tuple[str, ...]]](), deque([(name, extras)])
     while waiting:
         name, extras = waiting.popleft()
-        if (name, extras) in seen:
+        if (name, extras) in visits:
             continue
-        seen.add((name, extras))
+        visits.add((name, extras))
         try:
             package = result.get(_normal(name)) or Package.read(name)
         except PackageNotFoundError:  # of an extra that is not installed
@@ -154,7 +154,7 @@ def _component(package: Package) -> dict[str, Any]:
         "purl": package.ref,
     }
     if (licence := package.licence) != UNKNOWN:
-        is_expression = licence in package.named("License-Expression")
+        is_expression = licence in package.values("License-Expression")
         entry = {"expression": licence} if is_expression else {"license": {"name": licence}}
         component["licenses"] = [entry]
     return component

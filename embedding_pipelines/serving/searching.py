@@ -183,8 +183,8 @@ async def _search_embedded(
         some = slice(first, first + QUERIES_AT_ONCE)
         vectors = embedded.vectors[some] if embedded else None
         with server.searches.stand(len(queries[some]) if len(queries) > 1 else 0):
-            given = (queries[some], vectors, space, *options)
-            results += await server.search(searcher.search_embedded, *given)
+            arguments = (queries[some], vectors, space, *options)
+            results += await server.search(searcher.search_embedded, *arguments)
     notes = _notes(embedded.truncated_tokens, embedded.unknown) if embedded else []
     for result in results:
         result.notes.extend(notes)

@@ -241,8 +241,8 @@ class Server:
 
     async def rerankers(self) -> list[ServedReranker]:
         """All cross-encoders that a request may name: the server's own, and those of pipelines."""
-        named = filter(None, map(self.reranker_of, await self.served()))
-        return list(dict.fromkeys([*([self.reranker] if self.reranker else []), *named]))
+        names = filter(None, map(self.reranker_of, await self.served()))
+        return list(dict.fromkeys([*([self.reranker] if self.reranker else []), *names]))
 
     async def served(self) -> Mapping[str, Served]:
         """All pipelines that are served now, by name.
@@ -306,7 +306,7 @@ class Server:
         return await served.model.embed(
             texts,
             input_type,
-            lambda given: served.tidy(given, input_type),
+            lambda texts: served.tidy(texts, input_type),
             too_long,
             name=name.format,
             is_awaited=is_awaited,
@@ -479,9 +479,9 @@ class Server:
             if id(model) not in used and id(model.model) not in used and not model.users:
                 del self._models[key]
                 await model.close()
-        named = {each.spec.search.rerank for each in self._served.values()}
+        names = {each.spec.search.rerank for each in self._served.values()}
         for name, reranker in list(self._rerankers.items()):
-            if name not in named and not reranker.users:
+            if name not in names and not reranker.users:
                 del self._rerankers[name]
                 await reranker.close()
 

@@ -63,8 +63,8 @@ def perform(home: Path, record: Record) -> tuple[str, dict[str, Any]]:
         spec = find_pipeline(record.pipeline, home)
         reason = record.options.get("reason", "")
         problem = run_pipeline(home, spec, progress, reason, run_id=record.run_id).problem
-        done = progress.as_json() | {"seconds": round(time.perf_counter() - began, 3)}
-        return problem, _live(home, record.pipeline) | done
+        figures = progress.as_json() | {"seconds": round(time.perf_counter() - began, 3)}
+        return problem, _live(home, record.pipeline) | figures
     result = dict[str, Any]()
 
     def work(progress: Progress) -> None:

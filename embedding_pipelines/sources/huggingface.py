@@ -97,7 +97,7 @@ class HuggingFace(Source):
                 values = {
                     path: pa.nulls(batch.num_rows)
                     if path in lacking
-                    else _named(column_at(batch, path), labels.get(path))
+                    else _as_labels(column_at(batch, path), labels.get(path))
                     for path in self.columns
                 }
 
@@ -236,7 +236,7 @@ def _labels(schema: pa.Schema) -> dict[str, list[str]]:
         return {}
 
 
-def _named(values: pa.Array, labels: list[str] | None) -> pa.Array:
+def _as_labels(values: pa.Array, labels: list[str] | None) -> pa.Array:
     """Numbers as their labels; -1 is a label that nobody has given."""
     if labels is None or not pa.types.is_integer(values.type):
         return values

@@ -208,10 +208,10 @@ class Images(FileSource):
         if not isinstance(values, dict):
             return values
         captions = values.get("captions")
-        named = captions.get("metadata", {}) if isinstance(captions, dict) else {}
+        columns = captions.get("metadata", {}) if isinstance(captions, dict) else {}
         if isinstance(captions, Captions):
-            named = captions.metadata
-        names = dict.fromkeys(named, "string") if isinstance(named, list | tuple) else named
+            columns = captions.metadata
+        names = dict.fromkeys(columns, "string") if isinstance(columns, list | tuple) else columns
         own = OWN | (names if isinstance(names, dict) else {})
         if taken := [path for path in names if column_name(str(path)) in OWN]:
             raise ValueError(

@@ -70,7 +70,7 @@ class Json(TextSource):
             if not stream.is_decoded(part):
                 yield from fields.reject(number, f"not valid {text.encoding}", part)
             else:
-                yield from fields.add(number, _named(value, part), part, len(part))
+                yield from fields.add(number, _as_number(value, part), part, len(part))
         if stream.peek():
             is_jsonl = whole and stream.peek() == "{"
             words = " Is it JSON Lines? Then set source.kind to jsonl." if is_jsonl else ""
@@ -143,7 +143,7 @@ def _records_in(value: dict[str, Any], depth: int = 4) -> str:
     return ""
 
 
-def _named(value: Any, part: str) -> Any:
+def _as_number(value: Any, part: str) -> Any:
     """A number, which is read as its text, is told from a string."""
     is_number = type(value) is str and not part.startswith('"')
     return Number(value) if is_number and not isinstance(value, Problem) else value

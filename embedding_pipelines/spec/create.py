@@ -78,12 +78,12 @@ def create_from(
     `text`: what the file is to hold, which says what `config` says; None: written from `config`.
     """
     values = dict(config)
-    chosen = values.pop("name", "")
-    if not isinstance(chosen, str):
-        raise ConfigError(f"name: {chosen!r} is no text. Write a name such as 'products'.")
+    name = values.pop("name", "")
+    if not isinstance(name, str):
+        raise ConfigError(f"name: {name!r} is no text. Write a name such as 'products'.")
     text = as_yaml(values) if text is None else text
-    if chosen:
-        return create_pipeline(home, text, chosen, check)
+    if name:
+        return create_pipeline(home, text, name, check)
     base = like or _name_for(values)
     for number in range(1, MAX_SAME):
         with contextlib.suppress(ExistsError):

@@ -35,9 +35,9 @@ def _directed_metrics() -> list[str]:
     return [name for name, metric in METRICS.items() if metric.direction != "neither"]
 
 
-def _check_names(given: Iterable[str], every: Sequence[str], what: str) -> None:
+def _check_names(names: Iterable[str], every: Sequence[str], what: str) -> None:
     """Raise ValueError for names that are none of `every`."""
-    wrong = [name for name in given if name not in every]
+    wrong = [name for name in names if name not in every]
     if wrong:
         words = [f"{name!r} is no {what}.{did_you_mean(name, every)}" for name in wrong]
         raise ValueError(f"{' '.join(words)} Write one of {', '.join(every)}")
@@ -68,8 +68,8 @@ class Evaluation(BaseModel):
     def _check_pair(cls, qrels: str | None, info: ValidationInfo) -> str | None:
         if (info.data.get("queries") is None) == (qrels is None):
             return qrels
-        given, missing = ("qrels", "queries") if qrels else ("queries", "qrels")
-        raise ValueError(f"{given} needs {missing}: queries, and the documents relevant to them")
+        one, missing = ("qrels", "queries") if qrels else ("queries", "qrels")
+        raise ValueError(f"{one} needs {missing}: queries, and the documents relevant to them")
 
     @field_validator("require")
     @classmethod

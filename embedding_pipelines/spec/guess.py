@@ -462,8 +462,8 @@ def _id_of(values: dict[str, list[str]], types: dict[str, str]) -> str | None:
 
     by_name = {name.lower(): name for name in reversed(values)}
     sure = [by_name[name] for name in SURE_ID_NAMES if name in by_name]
-    named = [by_name[name] for name in ID_NAMES if name in by_name]
-    named += [name for name in values if re.search(r"(_|\b)(id|key|code)$", name.lower())]
+    likely = [by_name[name] for name in ID_NAMES if name in by_name]
+    likely += [name for name in values if re.search(r"(_|\b)(id|key|code)$", name.lower())]
     placed = [
         name
         for place, name in enumerate(values)
@@ -472,11 +472,11 @@ def _id_of(values: dict[str, list[str]], types: dict[str, str]) -> str | None:
     ]
     # One of three rows, two of six, and then one of a hundred.
     few = {name: max(len(values[name]) / 100, min(2, len(values[name]) / 3)) for name in sure}
-    nearly = {name: len(values[name]) / 100 for name in (*named, *placed[:1]) if name != "name"}
+    nearly = {name: len(values[name]) / 100 for name in (*likely, *placed[:1]) if name != "name"}
     return next(
         itertools.chain(
             (name for name in sure if identifies(name, few[name])),
-            (name for name in (*named, *placed) if identifies(name)),
+            (name for name in (*likely, *placed) if identifies(name)),
             (name for name in nearly if identifies(name, nearly[name])),
         ),
         None,

@@ -115,16 +115,16 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
     """All pipelines by name, and each broken file with its error."""
     specs: dict[str, PipelineSpec] = {}
     errors: dict[Path, ConfigError] = {}
-    seen: set[str] = set()
+    stems: set[str] = set()
     queues: dict[str, str] = {}
     for path in pipeline_files(home):
         try:
-            if path.stem in seen:
+            if path.stem in stems:
                 raise ConfigError(
                     f"{escaped(path)}: another file is called {path.stem!r} too. Rename one of "
                     "them."
                 )
-            seen.add(path.stem)
+            stems.add(path.stem)
             spec = read_pipeline(path)
             if spec.events and (other := queues.setdefault(spec.events, path.name)) != path.name:
                 raise ConfigError(
@@ -258,7 +258,7 @@ def _validate(
         for detail in details:
             # See `_check`; what a placeholder lacks is no mistake of the file.
             hidden = detail["type"] in ("invalid_key", "recursion_loop")
-            place, what = _named(detail, root)
+            place, what = _place_and_words(detail, root)
             if not hidden and not ("source" in wrong and place == LABEL):
                 line, option = _place(root, place)
                 problems.append((line, f"{option}: {what}".removeprefix(": ")))
@@ -281,7 +281,7 @@ def _validate(
     return None, frozenset(wrong), problems
 
 
-def _named(detail: ErrorDetails, root: yaml.Node) -> tuple[tuple[int | str, ...], str]:
+def _place_and_words(detail: ErrorDetails, root: yaml.Node) -> tuple[tuple[int | str, ...], str]:
     """Where a mistake stands, and its words. They may begin with the option of the place."""
     place, what = detail["loc"], _what(detail)
     name, colon, rest = what.partition(": ")

@@ -23,8 +23,8 @@ def output_problem(output: str, source: Source, home: Path, bucket: str | None =
             return f"{output!r} is no prefix of a bucket; write s3://bucket/folder/"
     elif "://" in output or not output.strip():
         return f"{output!r} is no place; write a folder, or s3://bucket/folder/ (gs://, az://)"
-    given = absolute(output, home)
-    for place in dict.fromkeys((given, given if is_uri(output) else os.path.realpath(given))):
+    address = absolute(output, home)
+    for place in dict.fromkeys((address, address if is_uri(output) else os.path.realpath(address))):
         if problem := _problem_of(place, output, source, home, bucket):
             return problem
     if taken := [name for name in source.metadata_types if name in ADDED]:

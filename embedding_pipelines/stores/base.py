@@ -191,14 +191,14 @@ class Table(ABC):
     def size_bytes(self) -> int:
         """The size of all versions on disk."""
 
-    def garbage(self, kept: Collection[int]) -> list[Path]:
+    def garbage(self, versions: Collection[int]) -> list[Path]:
         """The files that neither these versions nor the newest one needs; there is no other
         writer."""
         return []
 
-    def delete_garbage(self, kept: Collection[int]) -> None:
+    def delete_garbage(self, versions: Collection[int]) -> None:
         """Delete them."""
-        for path in self.garbage(kept):
+        for path in self.garbage(versions):
             delete(path)
 
 

@@ -322,14 +322,14 @@ class LanceTable(Table):
         is_read, names = self._reader(version), list_names(self.folder_of_files / "_deletions")
         return any(is_read(f"_deletions/{name}") for name in names)
 
-    def garbage(self, kept: Collection[int]) -> list[Path]:
+    def garbage(self, versions: Collection[int]) -> list[Path]:
         # Lance's own clean-up stops at the oldest version with a tag.
         torn = self._versions_folder.glob(f"*{TORN}")
         newest = sorted(self._manifests())[:1]  # names count down
-        return [*torn, *self._unneeded({*newest, *map(self._manifest, kept)})]
+        return [*torn, *self._unneeded({*newest, *map(self._manifest, versions)})]
 
-    def delete_garbage(self, kept: Collection[int]) -> None:
-        super().delete_garbage(kept)
+    def delete_garbage(self, versions: Collection[int]) -> None:
+        super().delete_garbage(versions)
         delete_drafts(self.folder, self._checksums.name)
         forget_lost_files(self._checksums, self.folder_of_files)
 
@@ -478,7 +478,7 @@ class LanceTable(Table):
             delete(path)
         forget_lost_files(self._checksums, self.folder_of_files)
 
-    def _unneeded(self, kept: Collection[Path]) -> list[Path]:
+    def _unneeded(self, manifests_to_keep: Collection[Path]) -> list[Path]:
         """The files that only other manifests than these name, or none, those manifests first.
         There is no other writer, since the pipeline is locked; and none but drafts while a manifest
         that stays, which might name it, is not as it was written, or of a scheme that is not known
@@ -487,12 +487,12 @@ class LanceTable(Table):
         drafts = [path for pattern in DRAFTS for path in folder.glob(pattern)]
         if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
             return drafts
-        kept, state = set(kept) & set(manifests), read_checksums(self._checksums)
+        own, state = set(manifests_to_keep) & set(manifests), read_checksums(self._checksums)
         if not state["files"] or damaged_file(
-            state, self._checksums, folder, lambda name: folder / name in kept, None
+            state, self._checksums, folder, lambda name: folder / name in own, None
         ):
             return drafts
-        readers = [self._reader(VERSION_ZERO - int(manifest.stem)) for manifest in kept]
+        readers = [self._reader(VERSION_ZERO - int(manifest.stem)) for manifest in own]
         names = {
             path.relative_to(folder).as_posix(): path
             for part in UNNAMED
@@ -502,7 +502,7 @@ class LanceTable(Table):
         unnamed = [
             path for name, path in names.items() if not any(is_read(name) for is_read in readers)
         ]
-        return [*drafts, *(manifest for manifest in manifests if manifest not in kept), *unnamed]
+        return [*drafts, *(manifest for manifest in manifests if manifest not in own), *unnamed]
 
     def _delete_drafts(self) -> None:
         for pattern in DRAFTS:

@@ -88,14 +88,14 @@ def undeploy(
         raise ConfigError(
             f"Pipeline {pipeline!r} is deployed to nowhere, so that there is nothing to remove."
         )
-    chosen = [entry for entry in deployments if endpoint in (None, entry.endpoint)]
-    if len(chosen) != 1:
+    matches = [entry for entry in deployments if endpoint in (None, entry.endpoint)]
+    if len(matches) != 1:
         places = ", ".join(entry.endpoint for entry in deployments)
         where = (
             f"not deployed to {endpoint}, but to {places}" if endpoint else f"deployed to {places}"
         )
         raise ConfigError(f"Pipeline {pipeline!r} is {where}. Name one with --endpoint.")
-    (deployment,) = chosen
+    (deployment,) = matches
     target = targets().get(deployment.target)
     if target is None:
         raise ConfigError(

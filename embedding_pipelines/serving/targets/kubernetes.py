@@ -69,12 +69,12 @@ class KubernetesTarget(Target):
             order.progress.note(f"uploading the bundle to {uri}")
             bucket, key = open_bucket(uri)
             bucket.create(key, order.bundle)
-            kubectl("apply", "-f", "-", given=_as_text(manifests))
+            kubectl("apply", "-f", "-", text=_as_text(manifests))
             order.progress.note(f"waiting for the pods of {name}")
             self._wait(kubectl, name)
         except BaseException:
             if old is not None:  # its secret and its bundle are still there
-                kubectl("apply", "-f", "-", given=_as_text(manifests_of(old, settings, file)[1:]))
+                kubectl("apply", "-f", "-", text=_as_text(manifests_of(old, settings, file)[1:]))
             _remove(kubectl, created["objects"])
             _remove_bundles(created["bundles"])
             order.keep(None)
@@ -236,12 +236,12 @@ class _Kubectl:
     program: str
     namespace: str
 
-    def __call__(self, *arguments: str, given: str = "", seconds: float = COMMAND_SECONDS) -> str:
+    def __call__(self, *arguments: str, text: str = "", seconds: float = COMMAND_SECONDS) -> str:
         command = [self.program, "--namespace", self.namespace, *arguments]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command,
-                input=given,
+                input=text,
                 capture_output=True,
                 text=True,
                 timeout=seconds,
@@ -250,10 +250,10 @@ class _Kubectl:
         except subprocess.TimeoutExpired:
             words = f"kubectl {arguments[0]} did not end within {seconds:.0f} s."
             raise TargetError(words) from None
-        if done.returncode:
-            words = " ".join(done.stderr.split())[:1_000] or "it gave no reason"
+        if process.returncode:
+            words = " ".join(process.stderr.split())[:1_000] or "it gave no reason"
             raise TargetError(f"kubectl {arguments[0]} failed: {words}")
-        return done.stdout
+        return process.stdout
 
 
 def _kubectl(namespace: str) -> _Kubectl:

@@ -152,9 +152,9 @@ class _Aws:
     def region(self) -> str:
         return str(self._session.region_name)
 
-    def call(self, service: str, action: str, *given: Any, **named: Any) -> Any:
+    def call(self, service: str, action: str, *arguments: Any, **options: Any) -> Any:
         with _explained(action):
-            return getattr(self._clients[service], action)(*given, **named)
+            return getattr(self._clients[service], action)(*arguments, **options)
 
     def status(self, endpoint: str) -> dict[str, Any] | None:
         """What SageMaker says of an endpoint, None if there is none."""
@@ -218,10 +218,10 @@ class _Aws:
                 removed.append(f"object {uri}")
         return removed
 
-    def _is_removed(self, service: str, action: str, **named: str) -> bool:
+    def _is_removed(self, service: str, action: str, **options: str) -> bool:
         """Whether an action found what it is about."""
         try:
-            self.call(service, action, **named)
+            self.call(service, action, **options)
             return True
         except TargetError as error:
             if _is_missing(error):

@@ -43,12 +43,12 @@ class ServerTarget(Target):
             body = {"pipeline": order.pipeline, "size_bytes": size, "sha256": digest}
             upload = api.send("POST", PATH, body)
             order.keep(resources)
-            part_bytes, done = min(PART_BYTES, int(upload["max_part_bytes"])), 0
+            part_bytes, offset = min(PART_BYTES, int(upload["max_part_bytes"])), 0
             with order.bundle.open("rb") as file:
                 while block := file.read(part_bytes):
-                    upload = api.send("PUT", f"{PATH}/{upload['id']}?offset={done}", block)
-                    done += len(block)
-                    order.progress.update("upload", done, size, "bytes")
+                    upload = api.send("PUT", f"{PATH}/{upload['id']}?offset={offset}", block)
+                    offset += len(block)
+                    order.progress.update("upload", offset, size, "bytes")
             order.progress.note("the server compares the bundle with what its own model gives")
             upload = self._wait(api, api.send("POST", f"{PATH}/{upload['id']}/prove", {}))
         if upload["status"] != "live":
