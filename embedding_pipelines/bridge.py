@@ -21,7 +21,7 @@ from embedding_pipelines.metrics.bridge import Bridge, Retention, fit_bridge, re
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import has_vector, known_item_queries, read_qrels
 from embedding_pipelines.ranking import nearest
-from embedding_pipelines.releases import live_release
+from embedding_pipelines.releases import Release, live_release
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.steps.vector_store import pairs
@@ -80,19 +80,7 @@ def measure_bridge(run: Run) -> tuple[Bridge, BridgeResult]:
     Raises ReleaseError once searches read the new line; ConfigError for a pipeline that does not
     migrate, of images, or without queries; BudgetError.
     """
-    spec, folder = run.spec, run.folder
-    if spec.migration is None:
-        raise ConfigError(
-            f"Pipeline {spec.name!r} does not migrate. `embedding-pipelines migrate {spec.name} start "
-            "--to MODEL` begins it."
-        )
-    if spec.source.has_images:
-        raise ConfigError(f"Pipeline {spec.name!r} is of images, and a bridge is fitted to texts.")
-    live = live_release(folder)
-    if live.line:
-        raise ReleaseError(f"Pipeline {spec.name!r}: searches read the new line, without a bridge.")
-    table = live.spec.store.table(run.warehouse.tables, live.table)
-    codec, usage = CodecChain.load(folder.codecs / live.codec), Usage()
+    spec, live, usage = run.spec, _live_on_old_line(run), Usage()
     with Run(spec, run.warehouse, run.progress, is_old_line=True) as old:
         questions = _questions(old)
         if not questions:
@@ -110,20 +98,10 @@ def measure_bridge(run: Run) -> tuple[Bridge, BridgeResult]:
         cleaned = [spec.preprocessing.clean.text(each.text) or each.text for each in questions]
         own = _embed(old, cleaned, "query", usage)
         mapped = bridge.map(_embed(run, cleaned, "query", usage))
-    recalls, overlaps = list[tuple[float, float]](), list[float]()
-    for at in np.flatnonzero(has_vector(own) & has_vector(mapped)):
-        rows = [
-            nearest(table, codec, vectors[at], K, None, live.version) for vectors in (own, mapped)
-        ]
-        answers = questions[at].answers
-        hits = [answers.intersection(each["document_id"].to_pylist()) for each in rows]
-        recalls.append((len(hits[0]) / len(answers), len(hits[1]) / len(answers)))
-        first, second = (set(each["chunk_id"].to_pylist()) for each in rows)
-        overlaps.append(len(first & second) / max(1, len(first)))
-    if not recalls:
+    recalls, overlaps = _search_both(run, live, questions, own, mapped)
+    if not overlaps:
         raise ConfigError(f"Pipeline {spec.name!r}: no query has a vector in both models.")
-    figures: NDArray[np.float64] = np.array(recalls)
-    retention: Retention = retention_of(figures[:, 1], figures[:, 0])
+    retention: Retention = retention_of(recalls[:, 1], recalls[:, 0])
     return bridge, BridgeResult(
         pipeline=spec.name,
         kind=bridge.kind,
@@ -135,6 +113,41 @@ def measure_bridge(run: Run) -> tuple[Bridge, BridgeResult]:
         queries=retention.queries,
         embedded=usage.embedded,
     )
+
+
+def _live_on_old_line(run: Run) -> Release:
+    spec = run.spec
+    if spec.migration is None:
+        raise ConfigError(
+            f"Pipeline {spec.name!r} does not migrate. `embedding-pipelines migrate {spec.name} start "
+            "--to MODEL` begins it."
+        )
+    if spec.source.has_images:
+        raise ConfigError(f"Pipeline {spec.name!r} is of images, and a bridge is fitted to texts.")
+    live = live_release(run.folder)
+    if live.line:
+        raise ReleaseError(f"Pipeline {spec.name!r}: searches read the new line, without a bridge.")
+    return live
+
+
+def _search_both(
+    run: Run, live: Release, questions: Sequence[_Question], own: Vectors, mapped: Vectors
+) -> tuple[NDArray[np.float64], list[float]]:
+    """The recall float64[n, 2] of the old model's queries and of those that are mapped, where both
+    have a vector, and which share of the old one's hits the others are."""
+    table = live.spec.store.table(run.warehouse.tables, live.table)
+    codec = CodecChain.load(run.folder.codecs / live.codec)
+    recalls, overlaps = list[tuple[float, float]](), list[float]()
+    for at in np.flatnonzero(has_vector(own) & has_vector(mapped)):
+        rows = [
+            nearest(table, codec, vectors[at], K, None, live.version) for vectors in (own, mapped)
+        ]
+        answers = questions[at].answers
+        hits = [answers.intersection(each["document_id"].to_pylist()) for each in rows]
+        recalls.append((len(hits[0]) / len(answers), len(hits[1]) / len(answers)))
+        first, second = (set(each["chunk_id"].to_pylist()) for each in rows)
+        overlaps.append(len(first & second) / max(1, len(first)))
+    return np.array(recalls), overlaps
 
 
 def _questions(old: Run) -> list[_Question]:

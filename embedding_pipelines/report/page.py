@@ -5,7 +5,7 @@ It loads nothing from the network. All comes from the warehouse; only before the
 the pipeline file and the model's own files read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +103,6 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         lambda: changes_of(run, releases, release, history), Changes(None, [])
     )
     figures = charts(history, optimization, *_spectrum(codec), comparison)
-    descriptions = {name: check.description for name, check in CHECKS.items()}
     values = dict[str, Any](
         name=name,
         description=release.spec.as_written(release.spec.description),
@@ -115,14 +114,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         tiles=_tiles(release),
         statistics=_releases_in_words(live, releases) | _statistics(release, codec, size),
         metrics=_metrics(release, changes),
-        checks=[
-            {
-                "name": check,
-                "tone": "good" if passed else "bad" if check in blocking else "fair",
-                "what": descriptions.get(check, ""),
-            }
-            for check, passed in release.checks.items()
-        ],
+        checks=_checks(release, blocking),
         answers=answers,
         rejected=parts.read(lambda: _rejected(run), None),
         duplicates=parts.read(lambda: _duplicates(run), None),
@@ -237,6 +229,18 @@ def _duplicates(run: Run) -> dict[str, Any] | None:
         for ids in groups.groups(kind)[:GROUPS]
     ]
     return {"sentence": groups.sentence, "rows": rows, "table": str(run.folder.duplicates)}
+
+
+def _checks(release: Release, blocking: Collection[str]) -> list[dict[str, str]]:
+    descriptions = {name: check.description for name, check in CHECKS.items()}
+    return [
+        {
+            "name": check,
+            "tone": "good" if passed else "bad" if check in blocking else "fair",
+            "what": descriptions.get(check, ""),
+        }
+        for check, passed in release.checks.items()
+    ]
 
 
 def _releases_in_words(live: Release | None, releases: Releases) -> dict[str, str]:

@@ -10,7 +10,7 @@ import re
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -286,25 +286,19 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
     for name in values:
         if name in (key, *text):
             continue
-        if column_name(name) in RESERVED:
-            omissions[name] = "is a name that results have already; rename it in the file"
-        elif column_name(name) in map(column_name, metadata):
-            omissions[name] = "has the name of another column in filters"
-        elif max(map(len, values[name])) > MAX_METADATA_LETTERS:
-            omissions[name] = f"holds more than {MAX_METADATA_LETTERS} characters"
-        elif len(metadata) == MAX_METADATA:
-            omissions[name] = f"is one of more than {MAX_METADATA} columns"
+        if reason := _why_omit(name, values[name], metadata):
+            omissions[name] = reason
+            continue
+        wrong = _misfits(types[name], values[name], missing)
+        for likely, allowed in ((types[name], wrong), ("string", []), ("list[string]", [])):
+            rejected = _rejections(source, text, {name: likely}, first)
+            if rejected is not None and len(rejected) <= len(unreadable or ()) + len(allowed):
+                metadata[name] = likely
+                notes += _notes_on_type(name, likely, allowed)
+                notes += _notes_on_days(name, likely, _filled(values[name], missing))
+                break
         else:
-            wrong = _misfits(types[name], values[name], missing)
-            for likely, allowed in ((types[name], wrong), ("string", []), ("list[string]", [])):
-                rejected = _rejections(source, text, {name: likely}, first)
-                if rejected is not None and len(rejected) <= len(unreadable or ()) + len(allowed):
-                    metadata[name] = likely
-                    notes += _notes_on_type(name, likely, allowed)
-                    notes += _notes_on_days(name, likely, _filled(values[name], missing))
-                    break
-            else:
-                omissions[name] = "cannot be read as a text"
+            omissions[name] = "cannot be read as a text"
     if omissions:
         reasons = "; ".join(f"{name!r} {why}" for name, why in omissions.items())
         notes.append(f"Left out of metadata: {reasons}.")
@@ -316,6 +310,19 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
             f"source.max_rejected allows {source.max_rejected * 100:.4g}%. Mend the rows, or raise it."
         )
     return Guess(source.kind, paths, options, rows, key, text, metadata, notes)
+
+
+def _why_omit(name: str, texts: Sequence[str], metadata: Collection[str]) -> str:
+    """Why a column stays out of the metadata that there is; empty if it need not."""
+    if column_name(name) in RESERVED:
+        return "is a name that results have already; rename it in the file"
+    if column_name(name) in map(column_name, metadata):
+        return "has the name of another column in filters"
+    if max(map(len, texts)) > MAX_METADATA_LETTERS:
+        return f"holds more than {MAX_METADATA_LETTERS} characters"
+    if len(metadata) == MAX_METADATA:
+        return f"is one of more than {MAX_METADATA} columns"
+    return ""
 
 
 def _log() -> ReadLog:
