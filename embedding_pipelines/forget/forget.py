@@ -26,6 +26,7 @@ from embedding_pipelines.forget.proof import check
 from embedding_pipelines.forget.receipt import Receipt
 from embedding_pipelines.forget.records import rejected_records
 from embedding_pipelines.forget.traces import Traces, all_lines, trace
+from embedding_pipelines.objects import is_uri
 from embedding_pipelines.releases import is_readable, read_releases
 from embedding_pipelines.remote import refresh, writing
 from embedding_pipelines.run import Run
@@ -52,7 +53,7 @@ def source_name(run: Run, name: str) -> str:
     """A source file as documents name it: relative to the home folder, or absolute outside; another
     part of a source by its own name."""
     home = run.warehouse.home
-    if name in read_files(run):
+    if is_uri(name) or name in read_files(run):
         return name
     place = os.path.expanduser(name)  # which keeps an unknown ~user
     path = Path(os.path.abspath(place))

@@ -524,6 +524,11 @@ def test_a_file_is_named_from_here_or_from_home(
     assert source_name(run, "~no-such-user/a.csv") == "~no-such-user/a.csv"
 
 
+def test_an_object_keeps_its_name_once_its_rows_are_not_on_record(released: Path) -> None:
+    """Else a forget that was killed could not go on, nor be undone."""
+    assert source_name(run_of(released, "p"), "s3://shop/a.csv") == "s3://shop/a.csv"
+
+
 def test_what_is_forgotten_leaves_the_bucket_too(released: Path, tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     (released / "warehouse.yaml").write_text(f"bucket: {bucket.as_uri()}\n")
