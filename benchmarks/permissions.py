@@ -61,7 +61,7 @@ def exact(vectors: Vectors, query: Vectors, visible: np.ndarray) -> float:
 def measure(home: Path) -> Iterator[dict[str, object]]:
     vectors = unit(load_vectors(home, "p", "stored", OPERATOR))
     with Searcher(home, "p") as searcher:
-        batches = searcher.rows.table.scan(
+        batches = searcher.rows.current.table.scan(
             ["document_id", "text"], version=searcher.release.version
         )
         rows = [

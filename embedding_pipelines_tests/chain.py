@@ -100,7 +100,7 @@ def report(reports: Sequence[StepReport], step: str) -> StepReport:
 def live_rows(home: Path, name: str) -> dict[str, dict[str, Any]]:
     """The live table by chunk id, all columns, vectors included."""
     searcher = Searcher(Warehouse(home), name)
-    table, version = searcher.rows.table, searcher.release.version
+    table, version = searcher.rows.current.table, searcher.release.version
     names = table.schema(version).names
     rows = [row for batch in table.scan(names, version=version) for row in batch.to_pylist()]
     found = {row["chunk_id"]: row for row in rows}

@@ -2,14 +2,17 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from embedding_pipelines import memory
 from embedding_pipelines.memory import MemoryIndex, available_bytes
+from embedding_pipelines.overlay import Overlay
 from embedding_pipelines.ranking import nearest
-from embedding_pipelines.search import Searcher
+from embedding_pipelines.search import Searcher, rows
+from embedding_pipelines.search.rows import as_table
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import copy_home, run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered
@@ -126,16 +129,31 @@ def test_an_index_that_nobody_wants_any_more_is_given_up(built: Path) -> None:
     assert not searcher.load_memory(lambda: False)
 
 
-def test_what_was_forgotten_leaves_memory(built: Path) -> None:
+def test_what_was_forgotten_leaves_memory(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from embedding_pipelines.forget.forget import forget
 
+    text = "animal7 runs in room2"
     searcher = Searcher(Warehouse(built), "p")
     assert searcher.load_memory()
+    queries = [searcher._queries.embed(searcher.release, text, "refuse")[0]] * 3
+    at_work = map(as_table, searcher.rows.find_all(queries, searcher._search(10, None, None, None)))
+    assert "id-7" in next(at_work)["document_id"].to_pylist()
+    seen = list[tuple[int, int]]()
+
+    def look(*given: Any) -> Overlay:
+        current = searcher.rows.current
+        seen.append((current.release.number, current.overlay._release.number))
+        return Overlay(*given)
+
+    monkeypatch.setattr(rows, "Overlay", look)
     with run_of(built, "p") as run:
         forget(run, ["id-7"], [])
-    hits = searcher.search("animal7 runs in room2", 10, mode="vector").hits
+    for table in at_work:  # of one request, that was under way
+        assert "id-7" not in table["document_id"].to_pylist()
+    assert seen == [(1, 1)]  # until all of another one is there, as other threads see it
+    hits = searcher.search(text, 10, mode="vector").hits
     assert "id-7" not in [hit.document_id for hit in hits]
-    assert searcher.rows.memory is None
+    assert searcher.rows.current.memory is None
 
 
 def test_searches_go_on_while_it_is_built(built: Path) -> None:
@@ -150,10 +168,10 @@ def test_searches_go_on_while_it_is_built(built: Path) -> None:
     builder.start()
     assert asked.wait(30)
     assert searcher.search("animal7 runs in room2", 1).hits[0].document_id == "id-7"
-    assert searcher.rows.memory is None
+    assert searcher.rows.current.memory is None
     steps.release(1_000)
     builder.join(30)
-    assert searcher.rows.memory is not None
+    assert searcher.rows.current.memory is not None
 
 
 def test_memory_is_what_the_machine_and_the_container_have(

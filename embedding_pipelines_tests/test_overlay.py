@@ -110,14 +110,14 @@ def test_few_rows_beside_many_are_found_as_in_one_table(
             push(files, ("n3", words), ("f1", words))
             delete(files, "n5")
             hits(searcher)
-            assert len(searcher.rows.overlay._parts.own) == 2
+            assert len(searcher.rows.current.overlay._parts.own) == 2
             with Searcher(Warehouse(files), "p") as fresh:
-                assert len(fresh.rows.overlay._parts.own) == 0  # nobody has searched
+                assert len(fresh.rows.current.overlay._parts.own) == 0  # nobody has searched
                 assert hits(searcher) == hits(fresh)
-                assert len(fresh.rows.overlay._parts.own) == 1
+                assert len(fresh.rows.current.overlay._parts.own) == 1
         push(files, *((f"m{number}", f"text {number}") for number in range(8)))
         hits(searcher)
-        assert len(searcher.rows.overlay._parts.own) == 1  # they were many
+        assert len(searcher.rows.current.overlay._parts.own) == 1  # they were many
 
 
 def test_what_was_withdrawn_is_gone_though_the_log_was_merged_before_anybody_looked(
@@ -194,7 +194,7 @@ def test_a_vector_is_the_same_bit_by_bit_and_no_text_is_embedded_twice(files: Pa
     maker = overlay.RowMaker
     searcher = Searcher(Warehouse(files), "p")
     searcher.search("text")
-    rows = {row["chunk_id"]: row for row in searcher.rows.overlay._parts.many.to_pylist()}
+    rows = {row["chunk_id"]: row for row in searcher.rows.current.overlay._parts.many.to_pylist()}
     assert len(rows) > 3
     reports = run_steps(files, "p")
     embedded = [each.statistics for each in reports if each.step == "embeddings"]

@@ -122,7 +122,7 @@ def test_a_search_by_vectors_needs_one(built: Path) -> None:
     searcher = Searcher(Warehouse(built), "p")
     version = searcher.release.version
     with pytest.raises(ConfigError, match="needs the vector of its query"):
-        find(searcher.rows.table, searcher.codec, Query("x"), 1, None, version, "hybrid")
+        find(searcher.rows.current.table, searcher.codec, Query("x"), 1, None, version, "hybrid")
 
 
 def test_a_release_without_the_index_is_read_and_says_what_to_do(built: Path) -> None:
@@ -200,7 +200,7 @@ def test_rescored_scores_are_cosines_and_in_their_order(rescored: Searcher) -> N
 
 
 def test_copies_are_kept_in_the_table_and_given_to_no_searcher(rescored: Searcher) -> None:
-    release, table = rescored.release, rescored.rows.table
+    release, table = rescored.release, rescored.rows.current.table
     assert table.schema(release.version).field(RESCORING_VECTOR).type == pa.list_(pa.int8(), 64)
     assert rescored.search("animal7", 1).hits[0].metadata.keys() == {"Cat", "year"}
     vector = hashing().embed(["animal7"], "query").vectors[0]

@@ -102,7 +102,7 @@ class Searcher:
     @property
     def release(self) -> Release:
         """The one that was opened; once that has left the disk, the live one."""
-        return self.rows.release
+        return self.rows.current.release
 
     @property
     def model(self) -> EmbeddingModel:
@@ -417,6 +417,6 @@ class Searcher:
             hits=hits_of(rows),
             reranked_by=search.reranker,
             milliseconds=round((time.perf_counter() - search.started) * 1000, 3),
-            notes=[*notes, *seen, *self.rows.overlay.notes(visible)],
+            notes=[*notes, *seen, *self.rows.current.overlay.notes(visible)],
         )
         return result.with_types(self._types)

@@ -301,7 +301,7 @@ def test_a_server_comes_to_answer_from_memory_and_answers_alike(hybrid: TestClie
     for mode in ("vector", "hybrid"):
         first = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
         server._memory.submit(int).result()  # after what was submitted before
-        assert server.searcher("things").rows.memory is not None
+        assert server.searcher("things").rows.current.memory is not None
         held = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
         assert [hit["chunk_id"] for hit in held] == [hit["chunk_id"] for hit in first]
         scores = [[hit["score"] for hit in hits] for hits in (held, first)]
