@@ -276,9 +276,10 @@ def cache(
 
     use = cache_use(home_folder())
     unused, size = use.unused, f"{use.size_bytes / MEGABYTE:,.1f} MB"
-    counts = {**use.used_by, **dict.fromkeys(use.faults), None: unused}
+    counts: list[tuple[str | None, int | None]] = [*use.used_by.items()]
+    counts += [*((name, None) for name in use.faults), (None, unused)]
     words = [f"{use.path}: {counted(use.vectors, 'vector')}, {size}"]
-    for name, count in counts.items():
+    for name, count in counts:
         number = "nobody can tell" if count is None else f"{count:,}"
         words.append(f"  {name or 'of no pipeline'}: {number}")
     if forget and unused is not None:
@@ -293,9 +294,10 @@ def cache(
         )
     elif unused:
         words.append("To forget what no pipeline uses: embedding-pipelines cache --forget unused")
-    rows = [{"pipeline": name, "vectors": count} for name, count in counts.items()]
-    result = {"path": str(use.path), "size_bytes": use.size_bytes, "vectors": use.vectors}
-    result |= {"used_by": rows, "forgotten": bool(forget) and unused is not None}
+    rows = [{"pipeline": name, "vectors": count} for name, count in counts]
+    result: dict[str, Any] = {"path": str(use.path), "size_bytes": use.size_bytes}
+    result |= {"vectors": use.vectors, "used_by": rows}
+    result["forgotten"] = bool(forget) and unused is not None
     yield Output([result], partial(say, *words))
     for name, fault in use.faults.items():
         yield Problem(f"{name}: {fault}", name)
