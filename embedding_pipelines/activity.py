@@ -59,6 +59,15 @@ def last_activity(run: Run) -> Activity | None:
     return activity
 
 
+def end_killed(run: Run) -> None:
+    """Put on record that a step that a kill left as running was stopped. The pipeline's lock is held,
+    by which it would count as at work: so no other step is."""
+    with contextlib.suppress(OSError, StoreError):  # it decides nothing
+        activity = parse_state(Activity, read_json(run.folder.activity))
+        if activity is not None and activity.state == "running":
+            _write(run, replace(activity, state="stopped"))
+
+
 @contextlib.contextmanager
 def recorded(run: Run, step: str, is_last: bool = False) -> Iterator[None]:
     """Keep on record that a step is at work, and how it ended. After the `is_last` step nothing

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.activity import last_activity, recorded
+from embedding_pipelines.activity import Activity, last_activity, recorded
 from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines.files import write_json
+from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.spec.load import find_pipeline
@@ -76,6 +77,21 @@ def test_a_step_at_work_is_running_and_a_dead_one_is_stopped(pipeline: Path) -> 
             assert last_step.endswith("was ended from outside; the next run goes on from there")
         with opened.folder.lock():  # of a step on another machine with the same disk
             assert state(pipeline)[0] == "running"
+
+
+def test_what_forgets_is_no_step_that_was_killed_before(pipeline: Path) -> None:
+    assert run(pipeline) == ""
+    seen = list[str]()
+
+    def look(_: object) -> int:
+        seen.append(state(pipeline)[0])
+        return 0
+
+    with run_of(pipeline, "p") as opened:
+        activity = Activity("chunks", "2026-11-27T05:00:00+00:00", 1, "here")
+        write_json(opened.folder.activity, asdict(activity))
+        forget(opened, ["1"], [], look)
+    assert (seen, state(pipeline)[0]) == (["stopped"], "active")
 
 
 def test_a_killed_step_is_stopped_at_once(pipeline: Path) -> None:

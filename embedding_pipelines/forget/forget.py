@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from embedding_pipelines.activity import end_killed
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.forget.erase import (
@@ -145,6 +146,7 @@ def forget(
         run.warehouse.batch_jobs_lock(timeout_seconds=0),
         writing(run.warehouse, run.spec.name, run.progress) as writer,
     ):
+        end_killed(run)
         now = datetime.now(UTC)
         receipt = Receipt(run.spec.name, now.isoformat(timespec="seconds"))
         traces, places = _begin(run, ids, files, receipt)
