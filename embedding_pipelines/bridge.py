@@ -142,7 +142,7 @@ def _search_both(
         rows = [
             nearest(table, codec, vectors[at], K, None, live.version) for vectors in (own, mapped)
         ]
-        answers = questions[at].answers
+        answers = questions[int(at)].answers
         hits = [answers.intersection(each["document_id"].to_pylist()) for each in rows]
         recalls.append((len(hits[0]) / len(answers), len(hits[1]) / len(answers)))
         first, second = (set(each["chunk_id"].to_pylist()) for each in rows)

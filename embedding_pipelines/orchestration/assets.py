@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_pipelines.activity import recorded
+from embedding_pipelines.allocators import return_memory
 from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.orchestration.failures import readable_errors
@@ -178,6 +179,7 @@ def _perform(
     recorded here.
     """
     reports: list[StepReport] = []
+    return_memory()  # what the step before has freed
     started = lap = time.perf_counter()
     try:
         with (

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.allocators import return_memory
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
 from embedding_pipelines.metrics.registry import METRICS
@@ -43,7 +44,9 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
     """
     run, on = candidate.run, effects(candidate.run.spec)
     try:
+        return_memory()
         gather(candidate, _chosen_rows(candidate, on))
+        return_memory()  # of the pass over all rows, before the index is in memory
         outcomes = [check.evaluate(candidate) for check in STRUCTURE.values()]
         quality = [CHECKS[name] for name in on if name not in STRUCTURE]
         failed = ", ".join(outcome.name for outcome in outcomes if not outcome.passed)
@@ -51,6 +54,7 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
             reason = f"Not run, since {failed} failed."
             return outcomes + [Outcome(check.name, False, reason, {}, "warn") for check in quality]
         search(candidate)
+        return_memory()
         errors: dict[str, EmbeddingPipelinesError] = {}
         for check in quality:
             try:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from embedding_pipelines.allocators import return_memory
 from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
@@ -285,6 +286,7 @@ def _blocks(
                 sound = pa.array(finite)
                 ids = batch["chunk_id"].filter(mask).filter(sound).to_pylist()
                 yield partition, ids, vectors[finite], chunks.filter(mask).filter(sound)
+        return_memory()  # Arrow keeps some of each file
 
 
 def _nearest_other(near: ExactSearch, ids: list[str]) -> Vectors:

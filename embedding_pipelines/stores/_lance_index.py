@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.schemas import TEXT, VECTOR
-from embedding_pipelines.stores._lance import batches_of, call, quote_text, return_memory
+from embedding_pipelines.stores._lance import batches_of, call, quote_text, sparing_memory
 from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
@@ -36,6 +36,38 @@ INDICES: dict[str, Index] = {
     "rq": Index("IvfRq", 20, 8),
     "pq": Index("IvfPq", 20, 4),
     "hnsw": Index("IvfHnswSq", 5, 1),
+}
+_IVF: dict[str, Any] = {
+    "distance_type": "l2",
+    "num_partitions": None,
+    "max_iterations": 50,
+    "sample_rate": 256,
+    "target_partition_size": None,
+}
+PARAMETERS: dict[str, dict[str, Any]] = {  # as lancedb.index has them, and their defaults
+    "IvfFlat": _IVF,
+    "IvfSq": _IVF,
+    "IvfRq": _IVF | {"num_bits": 1},
+    "IvfPq": _IVF | {"num_bits": 8, "num_sub_vectors": None},
+    "HnswSq": _IVF | {"m": 20, "ef_construction": 300},
+    "FTS": {
+        "with_position": False,
+        "base_tokenizer": "simple",
+        "language": "English",
+        "max_token_length": 40,
+        "lower_case": True,
+        "stem": True,
+        "remove_stop_words": True,
+        "ascii_folding": True,
+        "ngram_min_length": 3,
+        "ngram_max_length": 3,
+        "prefix_only": False,
+        "block_size": 128,
+        "custom_stop_words": None,
+        "memory_limit": None,
+        "num_workers": None,
+        "document_granularity": "row",
+    },
 }
 RETRAIN_GROWTH = 2.0  # train the index again when the table has grown by this factor
 # Each update adds a segment to the index, and a file that merges with none of another segment.
@@ -82,9 +114,8 @@ def update_index(
     is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown or has_dead_rows
     if lance_kind is not None and rows >= index_rows and is_stale:
         width = call(table.schema).field(VECTOR).type.list_size
-        return_memory()
-        call(create_index, table, VECTOR, _config(lance_kind, metric, width))
-        return_memory()
+        with sparing_memory():
+            call(create_index, table, VECTOR, _config(lance_kind, metric, width))
         return rows
     # Few rows are left, which a search compares exactly; half, so that the index does not come back
     # with the next row.
@@ -134,9 +165,7 @@ def text_config(language: str) -> Any:
     """Words by Unicode's rules (ICU), which know those of Chinese and Japanese, in small letters
     without accents, as their stems. Stop words stay: nDCG@10 on SciFact's training queries is 0.698
     with and 0.694 without them, and "The Who" is found."""
-    from lancedb.index import FTS
-
-    return FTS(base_tokenizer="icu", language=language, remove_stop_words=False)
+    return parameters("FTS", base_tokenizer="icu", language=language, remove_stop_words=False)
 
 
 def compact(table: Lance, has_dead_rows: bool) -> bool:
@@ -168,18 +197,17 @@ def _move_a_row(table: Lance) -> None:
 
 
 def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:
-    from lancedb import index
-
-    if lance_kind == "IvfPq":  # a byte for 8 numbers, else 4
+    kind = "HnswSq" if lance_kind == "IvfHnswSq" else lance_kind
+    if kind == "IvfPq":  # a byte for 8 numbers, else 4
         size = 8 if dimensions % 8 == 0 else 4
-        return index.IvfPq(distance_type="cosine", num_sub_vectors=dimensions // size)
-    kinds = {
-        BITS: index.IvfFlat,
-        "IvfSq": index.IvfSq,
-        "IvfRq": index.IvfRq,
-        "IvfHnswSq": index.HnswSq,
-    }
-    return kinds[lance_kind](distance_type=metric)
+        return parameters(kind, distance_type="cosine", num_sub_vectors=dimensions // size)
+    return parameters(kind, distance_type=metric)
+
+
+def parameters(kind: str, **options: Any) -> Any:
+    """What the compiled module is told of an index: the name of an object's class, and attributes.
+    The module lancedb.index has such classes; its import takes 1.4 s and 87 MB."""
+    return type(kind, (), PARAMETERS[kind] | options)()
 
 
 def _is_scattered(table: Lance) -> bool:

@@ -1,6 +1,7 @@
 """The indices of `lancedb`: recall, growth, unindexed rows, changes of kind, and which codes can
 have which."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from embedding_pipelines.stores._lance_index import (
     INDICES,
     MAX_SEGMENTS,
     MAX_SMALL_FILES,
+    PARAMETERS,
+    parameters,
     statistics,
 )
 from embedding_pipelines.stores._lance_search import Snapshot
@@ -41,6 +44,16 @@ CHAINS = {
     "pca": "[{kind: pca, dimensions: 32}]",
     "pca+int8": "[{kind: pca, dimensions: 32}, int8]",
 }
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_the_compiled_module_is_told_what_lancedb_would_tell_it(kind: str) -> None:
+    from lancedb import index
+
+    theirs = {field.name: field.default for field in fields(getattr(index, kind))}
+    theirs.pop("accelerator", None)  # for the package itself, which then calls another one
+    assert PARAMETERS[kind] == theirs
+    assert type(parameters(kind)).__name__ == kind
 
 
 def kinds(table: LanceTable) -> list[str]:
