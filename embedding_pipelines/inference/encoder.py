@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.files import fill_folder
@@ -180,17 +180,22 @@ class Engine:
         prompt = self.config.prompts.get(input_type, "")
         if prompt:
             texts = [prompt + text for text in texts]
-        special = self.config.special_tokens
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=special)
-        if any(len(encoding) > self.config.max_tokens for encoding in encodings):
-            # A tokenizer of its own, since it takes 40 ms to load and few texts are too long.
-            encodings = self._cutting_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
-        ids = [encoding.ids for encoding in encodings]
+        ids = [encoding.ids for encoding in self._encode(texts)]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
         return TokenBatch(
             flat, lengths, self.config.unpooled.get(input_type, 0), self.config.pad_id
         )
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        """Cut at the limit. The tokenizer that cuts takes 40 ms to load, which short texts, such as a
+        query, do without."""
+        limit, special = self.config.max_tokens, self.config.special_tokens
+        if all(len(text) < limit for text in texts):
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+            if all(len(encoding) <= limit for encoding in encodings):
+                return encodings
+        return self._cutting_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
 
     def _compute(self, texts: TokenBatch, vectors: Vectors, backend: Backend) -> None:
         group = token_batches if backend.pads else packed_batches

@@ -173,6 +173,13 @@ def test_a_model_is_loaded_when_it_is_first_to_embed(
         engine.embed(["a cat"], "document")
 
 
+@pytest.mark.parametrize("text", ["字" * 255, "字" * 254, "word " * 300, "word"])
+def test_no_text_has_more_tokens_than_the_model_takes(text: str) -> None:
+    engine = Engine(MINILM, "float32")
+    whole = len(engine.tokenizer.encode(text))  # 255 of these letters have 257 tokens
+    assert engine._tokens([text], "document").lengths.tolist() == [min(whole, 256)]
+
+
 def test_threads_share_an_engine(expected: Vectors) -> None:
     engine = Engine(MINILM, "float32")
     with ThreadPoolExecutor(4) as pool:
