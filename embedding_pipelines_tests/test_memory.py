@@ -1,6 +1,7 @@
 """Searches in memory: as the stored table answers, and by it where memory is no help."""
 
 import threading
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from embedding_pipelines.overlay import Overlay
 from embedding_pipelines.ranking import nearest
 from embedding_pipelines.search import Searcher, rows
 from embedding_pipelines.search.rows import as_table
+from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import copy_home, run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered
@@ -136,8 +138,11 @@ def test_what_was_forgotten_leaves_memory(built: Path, monkeypatch: pytest.Monke
     searcher = Searcher(Warehouse(built), "p")
     assert searcher.load_memory()
     queries = [searcher._queries.embed(searcher.release, text, "refuse")[0]] * 3
-    at_work = map(as_table, searcher.rows.find_all(queries, searcher._search(10, None, None, None)))
-    assert "id-7" in next(at_work)["document_id"].to_pylist()
+    modes: tuple[Mode, ...] = ("hybrid", "vector")
+    searches = [searcher._search(10, None, None, mode) for mode in modes]
+    at_work = [map(as_table, searcher.rows.find_all(queries, search)) for search in searches]
+    for tables in at_work:
+        assert "id-7" in next(tables)["document_id"].to_pylist()
     seen = list[tuple[int, int]]()
 
     def look(*given: Any) -> Overlay:
@@ -148,7 +153,7 @@ def test_what_was_forgotten_leaves_memory(built: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(rows, "Overlay", look)
     with run_of(built, "p") as run:
         forget(run, ["id-7"], [])
-    for table in at_work:  # of one request, that was under way
+    for table in chain.from_iterable(at_work):  # of requests that were under way
         assert "id-7" not in table["document_id"].to_pylist()
     assert seen == [(1, 1)]  # until all of another one is there, as other threads see it
     hits = searcher.search(text, 10, mode="vector").hits

@@ -92,6 +92,9 @@ class ReleaseRows:
         current = self._follow()
         every = self._near(current, queries, search)
         for number, query in enumerate(queries):
+            now = self._follow() if number else current
+            if now is not current:  # nor is anything shown of the old one in memory
+                current, every = now, None
             near = every[number] if every else None
             try:
                 yield self._find(current, query, search, near)
@@ -99,7 +102,7 @@ class ReleaseRows:
                 before, current = current, self._follow()
                 if current.release is before.release:
                     raise
-                every = None  # it went just now, and nothing of it is shown any more
+                every = None  # it went just now
                 yield self._find(current, query, search, None)
 
     def _near(
