@@ -95,6 +95,11 @@ def _of_kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _store(value: Any) -> Any:
+    """As `_of_kind`; options alone are LanceDB's, which is the store of a file that names none."""
+    return {"kind": "lancedb", **value} if isinstance(value, dict) else _of_kind(value)
+
+
 class Budget(BaseModel):
     """The most that one run may spend, as the provider bills it; None: no limit."""
 
@@ -129,7 +134,7 @@ class PipelineSpec(BaseModel):
     output_dim: int | None = None  # dimensions in the table; checked, and never cut to
     compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
     optimized: Optimized | None = None  # how `optimize` chose the compression
-    store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field(
+    store: Annotated[AnyStore, BeforeValidator(_store)] = Field(
         {"kind": "lancedb"}, validate_default=True
     )
     engine: Annotated[AnyEngine, BeforeValidator(_of_kind)] = Field(

@@ -176,6 +176,13 @@ def test_variables_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPat
     assert plain.description == "$DATA and $5 and $${x"
 
 
+def test_a_store_s_options_need_no_kind() -> None:
+    store = parse_pipeline(S + M + "store: {keep_releases: 9}\n", "p", "p.yaml").store
+    assert (store.kind, store.keep_releases) == ("lancedb", 9)
+    with pytest.raises(ConfigError, match=r"p\.yaml:3: store\.indx: .*did you mean 'index'"):
+        parse_pipeline(S + M + "store: {indx: rq}\n", "p", "p.yaml")
+
+
 def test_json_may_be_indented_by_tabs_and_escaped() -> None:
     text = '{\n\t"model": "bert",\n\t"data_path": "a\\/\\ud83d\\ude00.csv"\n}'
     for where in ("p.json", "p.yaml"):
