@@ -402,9 +402,12 @@ def _seam(text: str, start: int) -> int:
 def _parts_words(tokenizer: Tokenizer) -> bool:
     """Whether the tokens of a word never depend on what lies beyond white space, as in BERT's."""
     tokens = tokenizer.get_added_tokens_decoder().values()
+    # Some take the white space beside them, and with it what the normalizer left out there.
+    reach_out = (token.normalized and (token.lstrip or token.rstrip) for token in tokens)
     return (
         isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
         and isinstance(tokenizer.normalizer, normalizers.BertNormalizer)
+        and not any(reach_out)
         and not any(_WORDS.search(token.content) for token in tokens)
     )
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.preprocessing.chunk import Chunk, Cutter
@@ -117,6 +117,13 @@ def test_texts_without_words_are_cut_too(
         assert pieces[0].tokens == count(tokenizer, text[: pieces[0].end]) <= 32
     else:
         check_pieces(text, pieces, tokenizer, 32)
+
+
+def test_an_added_token_that_takes_the_white_space_before_it_is_counted_once() -> None:
+    tokenizer = Tokenizer.from_str(wordpiece().to_str())
+    tokenizer.add_tokens([AddedToken("<x>", lstrip=True, normalized=True)])
+    text = "fox \u00ad <x> " * 20  # a soft hyphen is taken out first, so it is among white space
+    check_pieces(text, Cutter(tokenizer, 3, Chunk(overlap=0)).cut([text])[0], tokenizer, 3)
 
 
 def test_a_cutter_that_nobody_uses_is_freed() -> None:
