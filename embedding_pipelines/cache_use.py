@@ -8,11 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedding_pipelines.embedding.cache import EmbeddingCache, content_keys
-from embedding_pipelines.errors import (
-    ConfigError,
-    EmbeddingPipelinesError,
-    describe_os_error,
-)
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, describe_os_error
 from embedding_pipelines.overlay import RowMaker, codec_of, searched_release
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import query_texts
@@ -57,7 +53,7 @@ def cache_use(home: Path) -> CacheUse:
     specs, broken = read_pipelines(home)
     faults = {path.stem: str(error) for path, error in broken.items()}
 
-    def told(name: str, keys: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+    def readable(name: str, keys: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
         try:
             yield from keys
         except EmbeddingPipelinesError as error:
@@ -67,7 +63,7 @@ def cache_use(home: Path) -> CacheUse:
 
     path, size = _file(home)
     with _open(home, specs.values()) as (cache, users):
-        vectors, used_by = cache.count_used({name: told(name, users[name]) for name in users})
+        vectors, used_by = cache.count_used({name: readable(name, users[name]) for name in users})
     counts = {name: count for name, count in used_by.items() if name not in faults}
     return CacheUse(path, size, vectors, counts, faults)
 

@@ -1,6 +1,7 @@
 """Decodes what a home keeps and says which files still hold some texts.
 
-Searches are asked, too. Parquet, Lance and SQLite compress or cut texts, so that the bytes of a file say nothing.
+Searches are asked, too. Parquet, Lance and SQLite compress or cut texts, so that the bytes of a
+file say nothing.
 """
 
 import gzip

@@ -110,8 +110,8 @@ async def _pusher(caller: Caller, pipeline: str) -> AsyncIterator[tuple[Pusher, 
         ) from None
     served = await server.find(name)
     with served.model.in_use():
-        given = (spec, server.warehouse, served.model.model)
-        with await asyncio.to_thread(Pusher, *given) as pusher:
+        arguments = (spec, server.warehouse, served.model.model)
+        with await asyncio.to_thread(Pusher, *arguments) as pusher:
             yield pusher, served.model
 
 
