@@ -80,6 +80,14 @@ def part(package: str, name: str) -> Any:
         return sys.modules[full]
 
 
+def need_part(package: str, name: str, extra: str) -> Any:
+    """`part` of a package that the extra installs. Raises as `need`."""
+    try:
+        return part(package, name)
+    except ImportError as error:
+        raise _missing(package, extra, str(error)) from error
+
+
 def _missing(module: str, extra: str, problem: str) -> ConfigError:
     return ConfigError(
         f"{FEATURES[extra]} needs the package {module.partition('.')[0]} ({problem}); "

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.extras import FEATURES, need
+from embedding_pipelines.extras import FEATURES, need, need_part
 from scripts.try_extras import TRIES
 
 ROOT = Path(__file__).parent.parent
@@ -79,11 +79,14 @@ def holds(names: set[str], module: str) -> bool:
     return bool({canonical(name) for name in distributions().get(top, [top])} & names)
 
 
+NEEDS = ("need", "need_part", "require")
+
+
 def needs(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
-    """Line, module and extra of every call of `need` and `require`."""
+    """Line, module and extra of every call that asks for a module of an extra."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("need", "require"):
-            module, extra = (ast.literal_eval(argument) for argument in node.args)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in NEEDS:
+            module, *_, extra = (ast.literal_eval(argument) for argument in node.args)
             yield node.lineno, module, extra
 
 
@@ -95,6 +98,8 @@ def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, alias.name) for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:
         yield node.lineno, node.module
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "extras.part":
+        yield node.lineno, ast.literal_eval(node.args[0])
     for child in ast.iter_child_nodes(node):
         yield from imports(child)
 
@@ -177,6 +182,12 @@ def test_what_is_missing_is_one_sentence_with_the_command(monkeypatch: pytest.Mo
     assert isinstance(caught.value.__cause__, ImportError)
     assert str(caught.value).startswith("A report needs the package plotly (")
     assert str(caught.value).endswith("; run: pip install 'embedding-pipelines[report]'")
+
+
+def test_a_part_that_cannot_be_loaded_is_told_as_what_is_missing() -> None:
+    for package in ("json", "no_such_package"):
+        with pytest.raises(ConfigError, match=f"needs the package {package} .*pip install"):
+            need_part(package, "no_such_part", "local")
 
 
 def test_what_is_installed_is_returned() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError, error_lines
-from embedding_pipelines.extras import need, part, require, version_of
+from embedding_pipelines.extras import need, need_part, version_of
 from embedding_pipelines.inference.backend import (
     Array,
     Backend,
@@ -139,9 +139,9 @@ def threads(usable: int, cores: int | None) -> dict[str, str]:
 
 def runtime() -> Any:
     """OpenVINO's compiled module, which computes: the package around it, with its converter and its
-    16 sets of operations, takes three times as long to import. Raises ConfigError without it."""
-    require("openvino", "local")
-    return part("openvino", "_pyopenvino")
+    16 sets of operations, takes three times as long to import. Raises ConfigError without it, and
+    for one that cannot be loaded."""
+    return need_part("openvino", "_pyopenvino", "local")
 
 
 def load() -> Any:
