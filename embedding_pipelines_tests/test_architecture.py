@@ -40,7 +40,7 @@ DAGSTER = {"orchestration", "definitions"}
 READS_THE_ENVIRONMENT = {"cli", "orchestration", "definitions", "service", "agents"}
 HEAVY = {
     *("torch", "lancedb", "openvino", "sentence_transformers", "transformers"),
-    *("pandas", "sklearn", "dagster", "asyncio"),
+    *("openvino._pyopenvino", "pandas", "sklearn", "dagster", "asyncio"),
 }
 PLUGINS: dict[str, type[Choice]] = {
     "sources": Source,

@@ -162,7 +162,7 @@ sys.argv = ["embedding-pipelines", "run", "--json"]
 try:
     main()
 finally:
-    large = ("dagster", "lancedb", "openvino", "torch")
+    large = ("dagster", "lancedb", "openvino._pyopenvino", "torch")
     print(json.dumps([name for name in large if name in sys.modules]))
 """
 
