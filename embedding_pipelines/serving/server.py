@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REFRESH_SECONDS = 1.0  # between two looks at which releases are live
+UNKNOWN_SECONDS = 0.1  # the same, for a request that names what was not there at the last look
 RETRY_SECONDS = 10.0  # between two attempts to load models that nobody can ask for
 SEARCH_THREADS = min(32, (os.cpu_count() or 1) + 4)
 Stamps = tuple[tuple[int, int, int], ...]  # of files: size, modification and change time
@@ -244,13 +245,15 @@ class Server:
         names = filter(None, map(self.reranker_of, await self.served()))
         return list(dict.fromkeys([*([self.reranker] if self.reranker else []), *names]))
 
-    async def served(self) -> Mapping[str, Served]:
-        """All pipelines that are served now, by name.
+    async def served(self, *, unknown: bool = False) -> Mapping[str, Served]:
+        """All pipelines that are served now, by name; `unknown`: for a request that names none of
+        those of the last look, after which one may have been released.
 
         Whoever comes during a look waits for its end, all together: a lock would let one of them go
         in each turn of the event loop, and where requests come faster than that, no more than one.
         """
-        if time.monotonic() - self._looked_at > REFRESH_SECONDS:
+        seconds = UNKNOWN_SECONDS if unknown else REFRESH_SECONDS
+        if time.monotonic() - self._looked_at > seconds:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self._refresh())
             await asyncio.shield(self._looking)
@@ -269,11 +272,11 @@ class Server:
         served, and what `others` a request may name; Unavailable with what is the matter with a
         pipeline, and BadRequest if several pipelines of one model clean texts in different ways."""
         served = await self.served()
-        if model is not None and model in served:
-            return served[model]
-        if model is not None and model in self.problems:
+        if not (fitting := _fitting(served, model)):
+            served = await self.served(unknown=True)
+            fitting = _fitting(served, model)
+        if model is not None and model not in served and model in self.problems:
             raise Unavailable(f"Pipeline {model!r} cannot be served: {self.problems[model]}")
-        fitting = [each for each in served.values() if model in (None, *each.names_of_model)]
         if not fitting or len({each.model for each in fitting}) > 1:
             names = [*served, *(name for each in served.values() for name in each.names_of_model)]
             names += others
@@ -492,6 +495,13 @@ class Server:
                 model = ServedModel(options, self.home, self._cache, self.metrics, self.lag)
                 self._models[key] = model
             return self._models[key]
+
+
+def _fitting(served: Mapping[str, Served], model: str | None) -> list[Served]:
+    """The pipeline of this name, or those that have this model; all for None."""
+    if model is not None and model in served:
+        return [served[model]]
+    return [each for each in served.values() if model in (None, *each.names_of_model)]
 
 
 def _open_cache(warehouse: Warehouse) -> EmbeddingCache | None:

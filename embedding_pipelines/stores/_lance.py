@@ -105,7 +105,8 @@ def call(
 def sparing_memory() -> Iterator[None]:
     """Large blocks that are freed meanwhile go back to the system at once, where glibc would keep
     them: training `sq` on 155,000 x 384 then takes 210 MB in place of 350. Not always, for they are
-    cleared with each use, and a whole run takes twice the system's time."""
+    cleared with each use, and a whole run takes twice the system's time. It holds for all threads of
+    the process, and glibc's own adjusting of that bound ends with it."""
     return_memory()
     _map_from(1 << 20)
     try:

@@ -12,6 +12,7 @@ from embedding_pipelines.serving import server as server_module
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.models import ServedModel, ServedReranker
 from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import NotFound
 from embedding_pipelines_tests.chain import copy_home, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.homes import KEY, client_of
@@ -77,3 +78,19 @@ async def test_a_cross_encoder_that_no_pipeline_names_any_more_is_closed_after_i
     assert little not in server.workers
     await server.close()
     assert closed == ["little", "tiny"]
+
+
+@pytest.mark.anyio
+async def test_what_was_released_since_the_last_look_is_found(
+    built_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "REFRESH_SECONDS", 60.0)
+    monkeypatch.setattr(server_module, "UNKNOWN_SECONDS", 0.0)
+    server = Server(tmp_path, Keys(None))
+    await server.open()
+    await server.wait_until_ready()
+    with pytest.raises(NotFound, match="There is no model 'things' here"):
+        await server.find("things")
+    copy_home(built_home, tmp_path)
+    assert (await server.find("things")).name == "things"
+    await server.close()
