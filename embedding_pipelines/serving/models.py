@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,7 @@ WARM_WORDS, WARM_TEXTS = 48, 256  # of a batch that measures how fast a local mo
 IMAGE, IMAGE_TOKENS = "image", 256  # the kind of a batch of images; patches that a lane counts each
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
 Tidy = Callable[[Sequence[str]], list[str]]
 
 
@@ -130,6 +131,22 @@ class Worker(ABC):
             yield
         finally:
             self.users -= 1
+
+    async def in_thread(
+        self,
+        function: Callable[Arguments, T],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> T:
+        """What a function gives in a thread. A thread cannot be given up: the model stays open until
+        it ends, though nobody waits for it any more."""
+        self.users += 1
+        task = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **options))
+        task.add_done_callback(self._leave)
+        return await asyncio.shield(task)
+
+    def _leave(self, _: "asyncio.Future[Any]") -> None:
+        self.users -= 1
 
     @property
     def lanes(self) -> Lanes | None:

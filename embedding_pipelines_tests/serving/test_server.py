@@ -1,5 +1,6 @@
 """What a server has open, and what it waits for at its start."""
 
+import asyncio
 import shutil
 import threading
 from pathlib import Path
@@ -93,4 +94,25 @@ async def test_what_was_released_since_the_last_look_is_found(
         await server.find("things")
     copy_home(built_home, tmp_path)
     assert (await server.find("things")).name == "things"
+    await server.close()
+
+
+@pytest.mark.anyio
+async def test_a_model_stays_open_for_work_that_its_request_gave_up(
+    built_home: Path, tmp_path: Path
+) -> None:
+    copy_home(built_home, tmp_path)
+    server, ends = Server(tmp_path, Keys(None)), threading.Event()
+    await server.open()
+    model = (await server.find("things")).model
+    work = asyncio.create_task(model.in_thread(ends.wait, 60))
+    await asyncio.sleep(0.01)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert model.users == 1
+    ends.set()
+    async with asyncio.timeout(60):
+        while model.users:
+            await asyncio.sleep(0.01)
     await server.close()

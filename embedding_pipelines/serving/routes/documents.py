@@ -54,7 +54,7 @@ async def _prepare(
     pusher: Pusher, model: ServedModel, body: DocumentsRequest, caller: Caller
 ) -> tuple[Intake, int]:
     """Documents that are ready to be written, and how many of their texts the lanes computed."""
-    texts = await asyncio.to_thread(pusher.cut, body.documents)
+    texts = await model.in_thread(pusher.cut, body.documents)
     computed = 0
     if texts:  # by the lanes, into the embedding cache
         embedded = await model.embed(
@@ -65,7 +65,7 @@ async def _prepare(
         )
         computed = embedded.computed
         await model.finish_keeping()  # else the pusher would have them embedded again
-    return await asyncio.to_thread(pusher.prepare, body.documents), computed
+    return await model.in_thread(pusher.prepare, body.documents), computed
 
 
 @router.post("/delete")
