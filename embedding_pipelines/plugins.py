@@ -20,6 +20,10 @@ from pydantic_core import core_schema
 from embedding_pipelines.errors import ConfigError
 
 T = TypeVar("T")
+DUMPING = (  # what whoever dumps a pipeline asks for
+    *("mode", "include", "exclude", "by_alias", "round_trip"),
+    *("exclude_unset", "exclude_defaults", "exclude_none"),
+)
 
 
 class Choice(BaseModel, frozen=True, extra="forbid"):
@@ -101,7 +105,8 @@ class _OneOf:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        return core_schema.with_info_plain_validator_function(self._validate)
+        dump = core_schema.plain_serializer_function_ser_schema(self._dump, info_arg=True)
+        return core_schema.with_info_plain_validator_function(self._validate, serialization=dump)
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
@@ -109,9 +114,16 @@ class _OneOf:
         return handler(self._adapter(None).core_schema)
 
     def _validate(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        return self._of(value).validate_python(value, context=info.context)
+
+    def _dump(self, value: Any, info: core_schema.SerializationInfo) -> Any:
+        """As the choice of its kind: what a subclass adds is no option of a pipeline file."""
+        options: dict[str, Any] = {name: getattr(info, name) for name in DUMPING}
+        return self._of(value).dump_python(value, **options)
+
+    def _of(self, value: Any) -> "TypeAdapter[Any]":
         kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-        adapter = self._adapter(kind if kind in names(self._stage) else None)
-        return adapter.validate_python(value, context=info.context)
+        return self._adapter(kind if kind in names(self._stage) else None)
 
     def _adapter(self, kind: str | None) -> "TypeAdapter[Any]":
         """Of the choice in the file of that name if it has one, else of all."""

@@ -33,6 +33,10 @@ class Elsewhere(Hashing):
     kind: Literal["elsewhere"] = "elsewhere"
 
 
+class Mine(Hashing):
+    more: int = 1
+
+
 class Double(Hashing):
     kind: Literal["hashing"] = "hashing"
 
@@ -87,6 +91,13 @@ def test_faults_are_those_of_the_union_of_all(wrong: Any) -> None:
             adapter.validate_python(wrong)
         faults.append(caught.value.errors(include_url=False))
     assert faults[0] == faults[1]
+
+
+def test_what_a_subclass_adds_is_not_written() -> None:
+    adapter = TypeAdapter(choice_type("providers", ProviderOptions))
+    mine = Mine(dimensions=32, more=2)
+    assert adapter.dump_python(mine, exclude_unset=True) == {"dimensions": 32}
+    assert adapter.validate_json(adapter.dump_json(mine)) == Hashing(dimensions=32)
 
 
 def test_a_choice_of_another_package_and_one_that_is_there_twice_are_seen(
