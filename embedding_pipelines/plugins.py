@@ -123,15 +123,18 @@ class _OneOf:
 
     def _of(self, value: Any) -> "TypeAdapter[Any]":
         kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-        return self._adapter(kind if kind in names(self._stage) else None)
+        return self._adapter(kind if isinstance(kind, str) else None)
 
     def _adapter(self, kind: str | None) -> "TypeAdapter[Any]":
         """Of the choice in the file of that name if it has one, else of all."""
-        if kind not in self._adapters:
-            own = kind and _own(self._stage, self._base, kind)
-            classes = {kind: own} if kind and own else choices(self._stage, self._base)
-            self._adapters[kind] = TypeAdapter(Annotated[Any, _Tagged(classes)])
-        return self._adapters[kind]
+        if kind in self._adapters:
+            return self._adapters[kind]
+        own = _own(self._stage, self._base, kind)
+        key = kind if own else None
+        if key not in self._adapters:
+            classes = {key: own} if key and own else choices(self._stage, self._base)
+            self._adapters[key] = TypeAdapter(Annotated[Any, _Tagged(classes)])
+        return self._adapters[key]
 
 
 class _Tagged:
@@ -147,10 +150,10 @@ class _Tagged:
         return core_schema.tagged_union_schema(schemas, "kind", from_attributes=True)
 
 
-def _own(stage: str, base: type[Choice], kind: str) -> type[Choice] | None:
+def _own(stage: str, base: type[Choice], kind: str | None) -> type[Choice] | None:
     """The choice in the file of its name; None if there is none, or if other packages add to the
     stage, perhaps another of that kind."""
-    if _entry_points(stage):
+    if kind is None or _entry_points(stage) or kind not in names(stage):
         return None
     module = importlib.import_module(f"embedding_pipelines.{stage}.{kind}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
